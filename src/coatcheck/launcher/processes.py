@@ -1,0 +1,85 @@
+"""The rank processes of one tensor-parallel group on this host."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from coatcheck.errors import RankLost
+from coatcheck.process import PARENT
+from coatcheck.ranks.group import STORE_FD
+from coatcheck.ranks.main import RankSettings
+
+COMMAND = (sys.executable, "-m", "coatcheck.ranks")
+
+
+class RankProcesses:
+    """Starts ``size`` ranks and ends them. Call from one thread that outlives the ranks: they die with it.
+
+    ``command`` takes the settings as its last argument.
+    """
+
+    def __init__(self, settings: RankSettings, size: int, command: Sequence[str] = COMMAND) -> None:
+        encoded = settings.encode()
+        listener = socket.create_server(("127.0.0.1", 0))  # rank 0 inherits it: no port is guessed
+        try:
+            environment = {
+                **os.environ,
+                PARENT: str(os.getpid()),
+                "WORLD_SIZE": str(size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(listener.getsockname()[1]),
+            }
+            environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+            for name in ("TORCHELASTIC_RUN_ID", STORE_FD):
+                environment.pop(name, None)
+            self._processes: list[subprocess.Popen[bytes]] = []
+            for rank in range(size):
+                own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                if rank == 0:
+                    own[STORE_FD] = str(listener.fileno())
+                self._processes.append(
+                    subprocess.Popen(
+                        [*command, encoded],
+                        env={**environment, **own},
+                        stdin=subprocess.DEVNULL,
+                        pass_fds=[listener.fileno()] if rank == 0 else [],
+                    )
+                )
+        finally:
+            listener.close()
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids, by rank."""
+        return tuple(process.pid for process in self._processes)
+
+    def check(self) -> None:
+        """Raises RankLost if a rank has ended."""
+        for rank, process in enumerate(self._processes):
+            status = process.poll()
+            if status is not None:
+                how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+                raise RankLost(f"rank {rank} (pid {process.pid}) {how}")
+
+    def wait(self, timeout_s: float) -> bool:
+        """Waits until all have ended; False if some have not after ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        for process in self._processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                return False
+        return True
+
+    def kill(self) -> None:
+        """Ends whatever still runs, at once, and reaps it. Idempotent."""
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.wait()

@@ -1,0 +1,216 @@
+"""The records that cross process boundaries. Frozen, without behaviour; each is named for what it says.
+
+Every record is a msgpack array with a tag, decoded by type into a closed union (see :mod:`coatcheck.wire`): nothing
+that arrives on a wire can name a class or run code. Payloads (pixels) never stand inside a record; they travel as raw
+byte frames beside it, and a :class:`Tensor` says which frame, of what shape and dtype.
+
+Way of a request::
+
+    client -> front end -> (Job) -> worker -> (Processed | Refused) -> front end
+    front end -> (Arrived | Abort | Stop) -> entry rank -> (Plan) -> every rank
+    every rank -> (Ready | Consumed) -> entry rank -> (Tokens | Rejected | ...) -> front end
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
+    """Base of all records on a wire."""
+
+
+# --------------------------------------------------------------------------- parts of records
+
+
+class Tensor(Record, frozen=True):
+    """A payload's description. Its bytes are frame ``frame`` beside the record.
+
+    Contiguous, row-major, little-endian.
+    """
+
+    frame: int  # index among the frames beside the record, from 0; item i of a request has frame i
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "uint8"]
+
+
+class Item(Record, frozen=True):
+    """One image of a request, as the worker prepared it."""
+
+    pixels: Tensor  # (patches, channels * temporal_patch * patch * patch), float32, host memory
+    grid: tuple[int, int, int]  # (t, h, w) in patches; t * h * w == patches
+    start: int  # index in the prompt of the item's first placeholder token
+    count: int  # placeholder tokens: t * h * w / merge**2
+
+
+class Sampling(Record, frozen=True):
+    """How tokens are drawn and when generation ends."""
+
+    max_tokens: int  # >= 1
+    temperature: float = 0.0  # 0: greedy
+    top_p: float = 1.0  # (0, 1]
+    seed: int = 0  # of this request's own generator; the front end draws one where the client gave none
+    stop_ids: tuple[int, ...] = ()  # tokens that end generation (not returned as text); empty: run to max_tokens
+
+
+# --------------------------------------------------------------------------- front end <-> worker
+
+
+class Job(Record, frozen=True):
+    """Front end -> worker. Frame 0: the HTTP request's JSON body, untouched."""
+
+    job: int
+
+
+class Processed(Record, frozen=True):
+    """Worker -> front end: a valid request, ready for the ranks. Frames: one per item's pixels."""
+
+    job: int
+    ids: tuple[int, ...]  # prompt, placeholders expanded
+    items: tuple[Item, ...]
+    sampling: Sampling
+    stream: bool
+    include_usage: bool  # stream_options.include_usage
+    stop: tuple[str, ...]  # stop strings, matched by the front end
+
+
+class Refused(Record, frozen=True):
+    """Worker -> front end: the request is at fault (4xx)."""
+
+    job: int
+    message: str
+    param: str | None
+    code: str
+    status: int
+
+
+class Failed(Record, frozen=True):
+    """Worker -> front end: the worker failed on this job (5xx); the message has no internals of the host."""
+
+    job: int
+    message: str
+
+
+class WorkerReady(Record, frozen=True):
+    """Worker -> front end, once, when it can take jobs."""
+
+    pid: int
+
+
+# --------------------------------------------------------------------------- front end <-> entry rank
+
+
+class Arrived(Record, frozen=True):
+    """Front end -> entry rank, and from there inside a plan to every rank. Frames: one per item's pixels."""
+
+    request: str  # unique among all requests of one server
+    strategy: str  # decided by the front end; ranks only obey
+    ids: tuple[int, ...]
+    items: tuple[Item, ...]
+    sampling: Sampling
+
+
+class Abort(Record, frozen=True):
+    """Front end -> entry rank: nobody waits for this request any more. Unknown or ended requests: ignored."""
+
+    request: str
+
+
+class Stop(Record, frozen=True):
+    """Front end -> entry rank: end every request that is left, then leave the step loop."""
+
+
+class RanksReady(Record, frozen=True):
+    """Entry rank -> front end, once, when every rank can execute plans."""
+
+    ranks: int
+    pids: tuple[int, ...]
+    max_running: int  # requests that run at once
+    kv_tokens: int  # KV-cache tokens there are in all
+
+
+class Tokens(Record, frozen=True):
+    """Entry rank -> front end. With ``finish`` set it is the last word on the request."""
+
+    request: str
+    tokens: tuple[int, ...]
+    finish: Literal["stop", "length", "abort"] | None = None
+
+
+class Rejected(Record, frozen=True):
+    """Entry rank -> front end: rejected on every rank. The last word on the request."""
+
+    request: str
+    reason: str
+    rank: int | None  # where the cause lay; None if it is no single rank
+
+
+class Verified(Record, frozen=True):
+    """Entry rank -> front end, debug mode only: every rank consumed bit-identical inputs for this request."""
+
+    request: str
+    digest: str  # sha256, hex, over pixels, grids, positions and ids as consumed
+
+
+# --------------------------------------------------------------------------- rank -> entry rank (side channel)
+
+
+class Ready(Record, frozen=True):
+    """A rank has materialized a request's inputs (``error`` None) or failed to, now or later in its life."""
+
+    request: str
+    rank: int
+    error: str | None = None
+
+
+class Consumed(Record, frozen=True):
+    """Debug mode only: digest of the inputs that this rank fed to the model."""
+
+    request: str
+    rank: int
+    digest: str
+
+
+# --------------------------------------------------------------------------- entry rank -> all ranks
+
+
+class Admit(Record, frozen=True):
+    """The request runs from this plan on, its KV in [kv_start, kv_start + kv_count) of every rank's pool."""
+
+    request: str
+    kv_start: int
+    kv_count: int
+
+
+class Work(Record, frozen=True):
+    """One request's part of this step's batch."""
+
+    request: str
+    start: int  # position in the sequence of the first token computed
+    count: int  # tokens computed
+    encode: tuple[int, ...]  # items whose vision embeddings are to be computed first
+    token: int | None  # decode: the token fed (then count == 1); prefill: None, the ids are in the inputs
+    sample: bool  # the entry rank draws a token from the last position
+
+
+class Plan(Record, frozen=True):
+    """What every rank executes in one step, in this order.
+
+    Arrivals, ended, admits, work. Frames: of all arrivals in order.
+    """
+
+    step: int
+    arrivals: tuple[Arrived, ...] = ()
+    ended: tuple[str, ...] = ()  # rejected, aborted or finished: drop inputs, KV and results
+    admits: tuple[Admit, ...] = ()
+    work: tuple[Work, ...] = ()
+    stop: bool = False  # leave the step loop after this plan
+
+
+ToWorker = Job
+FromWorker = Processed | Refused | Failed | WorkerReady
+ToEntry = Arrived | Abort | Stop
+FromEntry = RanksReady | Tokens | Rejected | Verified
+Report = Ready | Consumed

@@ -1,0 +1,37 @@
+"""What every child process of ours does first: take a name, and die with its parent."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_NAME = 15
+
+PARENT = "COATCHECK_PARENT"  # environment: pid of the process of ours that started this one
+
+
+def set_name(name: str) -> None:
+    """Names this process as ``ps`` and ``top`` show it; the kernel keeps 15 characters."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
+
+
+def die_with_parent() -> None:
+    """The kernel kills this process when the thread that started it ends. No effect if no process of ours did."""
+    parent = os.environ.get(PARENT)
+    if parent is None:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != int(parent):  # it ended before the call above
+        os._exit(1)
+
+
+def leave_signals_to_parent() -> None:
+    """Ignores SIGINT and SIGTERM, which reach a whole terminal or service group at once.
+
+    The parent drains, then stops us.
+    """
+    if PARENT in os.environ:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,27 @@
+"""Options of the ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coatcheck.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RankConfig:
+    """See the comments; an impossible value raises ConfigError naming the option. Times in seconds."""
+
+    ready_timeout_s: float = 30.0  # bound on waiting for every rank's Ready of one request
+    heartbeat_s: float = 10.0  # a quiet entry rank sends an empty plan this often, or the process groups time out
+    group_timeout_s: float = 120.0  # bound on every collective: a rank that hangs longer counts as lost
+    verify: bool = False  # debug mode: digest the inputs as consumed on every rank and compare
+
+    def __post_init__(self) -> None:
+        for name in ("ready_timeout_s", "heartbeat_s", "group_timeout_s"):
+            if getattr(self, name) <= 0:
+                option = name.removesuffix("_s").replace("_", "-")
+                raise ConfigError(f"--{option}: {getattr(self, name)} is not a positive number of seconds")
+        if self.heartbeat_s * 2 > self.group_timeout_s:
+            raise ConfigError(
+                f"--heartbeat: {self.heartbeat_s:g} s is more than half of --group-timeout ({self.group_timeout_s:g} s)"
+            )

@@ -1,0 +1,174 @@
+"""One rank's process: join the group, load the model, run the step loop."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+
+import msgspec
+import torch
+import torch.distributed as dist
+import zmq
+
+from coatcheck.admission import Ledger
+from coatcheck.engine.attention import KVPool
+from coatcheck.engine.config import EngineConfig
+from coatcheck.engine.model import check_divides, load, read_config
+from coatcheck.engine.positions import ModelPositions
+from coatcheck.engine.regions import Regions
+from coatcheck.engine.runner import ModelRunner, Runner
+from coatcheck.engine.schedule import Schedule
+from coatcheck.messages import RanksReady, Ready
+from coatcheck.private_socket import PrivateEndpoint
+from coatcheck.process import die_with_parent, leave_signals_to_parent, set_name
+from coatcheck.ranks.config import RankConfig
+from coatcheck.ranks.entry import EntryRole, EntrySockets
+from coatcheck.ranks.exchange import EntryExchange, FollowerExchange
+from coatcheck.ranks.follower import FollowerRole
+from coatcheck.ranks.group import Group, join
+from coatcheck.ranks.loop import Rank, Role
+from coatcheck.ranks.plans import PlanChannel
+from coatcheck.ranks.verify import Digests, VerifyingRunner
+from coatcheck.strategies import Exchange, Materialize, Materializer
+from coatcheck.wire import send
+
+log = logging.getLogger(__name__)
+
+LINGER_MS = 2000  # how long a closing socket may still hand over what was sent
+
+
+class RankSettings(msgspec.Struct, frozen=True):
+    """All a rank needs to know; who it is stands in the environment (see :mod:`coatcheck.ranks.group`)."""
+
+    engine: EngineConfig
+    ranks: RankConfig
+    requests: str  # ZMQ address of the front end's PUSH socket
+    events: str  # ZMQ address of the front end's PULL socket
+
+    def encode(self) -> str:
+        """As JSON, for a command line."""
+        return msgspec.json.encode(self, enc_hook=str).decode()  # str: of paths
+
+    @staticmethod
+    def decode(encoded: str) -> RankSettings:
+        """What ``encode`` made; values are checked again."""
+        return msgspec.json.decode(encoded, type=RankSettings, dec_hook=lambda kind, value: kind(value))
+
+
+def run(settings: RankSettings, around: Callable[[Materializer, int], Materializer] | None = None) -> None:
+    """Runs this rank until a plan says stop. ``around`` wraps materialization, given the rank (tests inject faults so).
+
+    Raises ConfigError for options that cannot work, before any group is joined.
+    """
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    set_name(f"coatcheck-rank{rank}")
+    check_divides(read_config(settings.engine.model), size)
+    device = _device(settings.engine.device, size)
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // size))
+    group = join(device, settings.ranks.group_timeout_s)
+    context = zmq.Context()
+    try:
+        _serve(settings, group, device, context, around)
+        group.close()
+    finally:
+        context.destroy(linger=LINGER_MS)
+
+
+def _serve(
+    settings: RankSettings,
+    group: Group,
+    device: torch.device,
+    context: zmq.Context[zmq.Socket[bytes]],
+    around: Callable[[Materializer, int], Materializer] | None,
+) -> None:
+    engine = settings.engine
+    dtype: torch.dtype | str = getattr(torch, engine.dtype) if engine.dtype != "auto" else engine.dtype
+    if engine.dtype == "auto" and device.type == "cpu":
+        dtype = torch.float32  # CPUs have no fast bfloat16
+    model = load(engine.model, dtype, device, group.rank, group.size, group.all_reduce)
+    text, vision = model.config.text_config, model.config.vision_config
+    materialize: Materializer = Materialize(
+        positions=ModelPositions(model.model),
+        placeholder=model.config.image_token_id,
+        merge=vision.spatial_merge_size,
+        width=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+    )
+    if around is not None:
+        materialize = around(materialize, group.rank)
+    pool = KVPool(
+        layers=text.num_hidden_layers,
+        heads=text.num_key_value_heads // group.size,
+        tokens=engine.kv_tokens,
+        head_dim=text.hidden_size // text.num_attention_heads,
+        dtype=model.dtype,
+        device=device,
+    )
+    channel = PlanChannel(group)
+    role: Role
+    exchange: Exchange
+    if group.rank == 0:
+        role, exchange = _entry(settings, group, context, channel), EntryExchange(group)
+    else:
+        role, exchange = _follower(group, context, channel), FollowerExchange(group)
+
+    def failed(request: str, reason: str) -> None:
+        log.warning("rank %d: request %s failed: %s", group.rank, request, reason)
+        role.report(Ready(request, group.rank, reason))
+
+    runner: Runner = ModelRunner(model, pool, device, samples=group.rank == 0, failed=failed)
+    if settings.ranks.verify:
+        runner = VerifyingRunner(runner, group.rank, role.report)
+    Rank(group.rank, role, exchange, materialize, runner).run()
+
+
+def _entry(
+    settings: RankSettings, group: Group, context: zmq.Context[zmq.Socket[bytes]], channel: PlanChannel
+) -> EntryRole:
+    reports = context.socket(zmq.PULL)
+    reports.set_hwm(0)  # bounded by the requests under way
+    group.store.set("reports", PrivateEndpoint(reports).address)
+    requests, events = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    events.set_hwm(0)  # bounded by the requests under way times their max_tokens
+    requests.connect(settings.requests)
+    events.connect(settings.events)
+    pids: list[int] = [0] * group.size
+    dist.all_gather_object(pids, os.getpid(), group=group.control)
+    send(events, RanksReady(group.size, tuple(pids), settings.engine.max_running, settings.engine.kv_tokens))
+    return EntryRole(
+        channel=channel,
+        sockets=EntrySockets(requests, events, reports),
+        ledger=Ledger(group.size, settings.ranks.ready_timeout_s),
+        schedule=Schedule(settings.engine.chunk_tokens, settings.engine.encode_patches),
+        regions=Regions(settings.engine.kv_tokens),
+        max_running=settings.engine.max_running,
+        heartbeat_s=settings.ranks.heartbeat_s,
+        digests=Digests(group.size) if settings.ranks.verify else None,
+    )
+
+
+def _follower(group: Group, context: zmq.Context[zmq.Socket[bytes]], channel: PlanChannel) -> FollowerRole:
+    reports = context.socket(zmq.PUSH)
+    reports.set_hwm(0)
+    reports.connect(group.store.get("reports").decode())
+    dist.all_gather_object([0] * group.size, os.getpid(), group=group.control)
+    return FollowerRole(channel, reports)
+
+
+def _device(wanted: str, ranks: int) -> torch.device:
+    """This rank's device. "auto": a GPU if there is one for every rank."""
+    gpus = torch.cuda.device_count()
+    if wanted == "cpu" or (wanted == "auto" and gpus < ranks):
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", os.environ["RANK"])))
+    torch.cuda.set_device(device)
+    return device
+
+
+def main(encoded: str, around: Callable[[Materializer, int], Materializer] | None = None) -> None:
+    """Entry point of a rank started by our launcher; ``encoded``: RankSettings as JSON."""
+    die_with_parent()
+    leave_signals_to_parent()
+    logging.basicConfig(format="%(asctime)s %(name)s %(message)s", level=logging.WARNING)
+    run(RankSettings.decode(encoded), around)

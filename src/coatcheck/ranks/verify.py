@@ -1,0 +1,58 @@
+"""Debug mode: every rank digests the inputs it feeds to the model, and the entry rank compares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from coatcheck.admission import Rejection
+from coatcheck.engine.runner import Outcome, Runner
+from coatcheck.messages import Admit, Consumed, Report, Sampling, Verified, Work
+from coatcheck.strategies import MultimodalInputs
+
+
+class VerifyingRunner:
+    """A :class:`Runner` that reports a digest of a request's inputs in the step that completes its prefill."""
+
+    def __init__(self, runner: Runner, rank: int, report: Callable[[Report], None]) -> None:
+        self._runner = runner
+        self._rank = rank
+        self._report = report
+        self._inputs: dict[str, MultimodalInputs] = {}
+
+    def admit(self, admit: Admit, inputs: MultimodalInputs, sampling: Sampling) -> None:
+        """See :class:`Runner`."""
+        self._inputs[admit.request] = inputs
+        self._runner.admit(admit, inputs, sampling)
+
+    def release(self, request: str) -> None:
+        """See :class:`Runner`."""
+        self._inputs.pop(request, None)
+        self._runner.release(request)
+
+    def execute(self, work: Sequence[Work]) -> Outcome:
+        """See :class:`Runner`."""
+        for part in work:
+            if part.sample and part.token is None:
+                digest = self._inputs.pop(part.request).digest()
+                self._report(Consumed(part.request, self._rank, digest))
+        return self._runner.execute(work)
+
+
+class Digests:
+    """The entry rank's comparison. Invariant: a request is verified only by equal digests from all ranks."""
+
+    def __init__(self, ranks: int) -> None:
+        self._ranks = ranks
+        self._digests: dict[str, dict[int, str]] = {}
+
+    def consumed(self, report: Consumed) -> Verified | Rejection | None:
+        """The verdict once every rank has reported; None before that."""
+        digests = self._digests.setdefault(report.request, {})
+        digests[report.rank] = report.digest
+        if len(digests) < self._ranks:
+            return None
+        del self._digests[report.request]
+        if len(set(digests.values())) == 1:
+            return Verified(report.request, report.digest)
+        listing = ", ".join(f"rank {rank}: {digest[:16]}" for rank, digest in sorted(digests.items()))
+        return Rejection(report.request, f"ranks consumed different inputs ({listing})", None)

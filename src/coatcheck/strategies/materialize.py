@@ -1,0 +1,109 @@
+"""Materializing: what arrived -> :class:`MultimodalInputs`. What SGLang's ``MultimodalInputs.from_dict`` does.
+
+Invalid items are dropped, each item gets its content hash (sha256 over the pixels: the cost that is being compared)
+and its pad value, multimodal positions are computed, and tensors are made ready for the model. No pixel is copied:
+the tensors view the frames they came in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from coatcheck.errors import MaterializeError, WireError
+from coatcheck.messages import Arrived, Item
+from coatcheck.strategies.inputs import MultimodalInputs, MultimodalItem
+from coatcheck.wire import Buffer, check_frames
+
+PAD_SHIFT = 1_000_000  # pad values start above every vocabulary; SGLang 0.5.23: MM_PAD_SHIFT_VALUE
+PAD_RANGE = 1 << 30  # and keep this many distinct values; SGLang 0.5.23: hash % (1 << 30)
+
+DTYPES = {"float32": torch.float32, "uint8": torch.uint8}
+
+
+class Positions(Protocol):
+    """Positions of a prompt, as the model wants them."""
+
+    def __call__(
+        self, ids: torch.Tensor, spans: Sequence[tuple[int, int]], grids: Sequence[tuple[int, int, int]]
+    ) -> tuple[torch.Tensor, int]:
+        """``ids`` (length,) int64; ``spans``: (start, count) of each item -> ((3, length) int64, position delta)."""
+        ...
+
+
+def view(item: Item, frames: Sequence[Buffer]) -> torch.Tensor:
+    """The item's pixels as a tensor over its frame, without a copy. Valid as long as the tensor is referenced."""
+    with warnings.catch_warnings():
+        # torch warns that writing through a tensor over read-only memory is undefined. Nobody writes: pixels are
+        # read-only by contract (MultimodalItem), and a model that needs to write clones.
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        flat = torch.frombuffer(frames[item.pixels.frame], dtype=DTYPES[item.pixels.dtype])
+    return flat.view(item.pixels.shape)
+
+
+def is_valid(item: Item) -> bool:
+    """An item without placeholders or without pixels carries nothing and is dropped."""
+    return item.count > 0 and 0 not in item.pixels.shape
+
+
+@dataclass(frozen=True)
+class Materialize:
+    """A :data:`~coatcheck.strategies.base.Materializer` for one model.
+
+    ``placeholder`` is the token id that stands for image tokens in a prompt; ``merge`` the edge, in patches, of the
+    square that becomes one token; ``width`` the values per patch.
+    """
+
+    positions: Positions
+    placeholder: int
+    merge: int
+    width: int
+
+    def __call__(self, arrived: Arrived, frames: Sequence[Buffer]) -> MultimodalInputs:
+        """Raises MaterializeError if items, frames and prompt do not fit together."""
+        try:
+            check_frames(arrived.items, frames)
+        except WireError as error:
+            raise MaterializeError(str(error)) from error
+        ids = torch.tensor(arrived.ids, dtype=torch.int64)
+        valid = [item for item in arrived.items if is_valid(item)]
+        self._check_spans(ids, valid)
+        items = tuple(self._item(item, frames) for item in valid)
+        positions, delta = self.positions(
+            ids, [(item.start, item.count) for item in items], [item.grid for item in items]
+        )
+        return MultimodalInputs(ids=ids, items=items, positions=positions, position_delta=delta)
+
+    def _check_spans(self, ids: torch.Tensor, items: Sequence[Item]) -> None:
+        """The items' spans are exactly the prompt's placeholders, in order."""
+        if len(ids) == 0:
+            raise MaterializeError("the prompt is empty")
+        expected = torch.zeros(len(ids), dtype=torch.bool)
+        end = 0
+        for item in items:
+            if item.start < end or item.start + item.count > len(ids):
+                raise MaterializeError(f"item at {item.start} overlaps its neighbour or leaves the prompt")
+            end = item.start + item.count
+            expected[item.start : end] = True
+        if not torch.equal(expected, ids == self.placeholder):
+            raise MaterializeError("the items do not cover the prompt's image placeholders")
+
+    def _item(self, item: Item, frames: Sequence[Buffer]) -> MultimodalItem:
+        t, h, w = item.grid
+        if item.pixels.shape != (t * h * w, self.width) or item.count * self.merge**2 != t * h * w:
+            raise MaterializeError(f"grid {item.grid} does not fit pixels {item.pixels.shape} and {item.count} tokens")
+        digest = hashlib.sha256(frames[item.pixels.frame]).digest()
+        content = int.from_bytes(digest[:8], "big")
+        return MultimodalItem(
+            pixels=view(item, frames),
+            grid=item.grid,
+            start=item.start,
+            count=item.count,
+            hash=content,
+            pad_value=PAD_SHIFT + content % PAD_RANGE,
+        )

@@ -1,0 +1,99 @@
+"""What the entry rank hands out covers every sequence exactly once, within the budgets."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coatcheck.engine.schedule import Schedule
+from coatcheck.messages import Arrived, Item, Sampling, Tensor, Work
+
+MERGE = 4  # patches per token
+
+
+def request(name: str, parts: list[tuple[int, int]], max_tokens: int, stop: tuple[int, ...] = ()) -> Arrived:
+    """``parts``: (text tokens, then image tokens; 0: no image)."""
+    items = []
+    length = 0
+    for text, image in parts:
+        length += text
+        if image:
+            shape = (image * MERGE, 8)
+            items.append(Item(Tensor(len(items), shape, "float32"), (1, 2, image * 2), length, image))
+            length += image
+    return Arrived(name, "dict-inline", tuple(range(length + 1)), tuple(items), Sampling(max_tokens, stop_ids=stop))
+
+
+parts = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 12)), min_size=1, max_size=4)
+requests = st.lists(st.tuples(parts, st.integers(1, 5), st.integers(0, 6)), min_size=1, max_size=6)
+
+
+@settings(max_examples=300, deadline=None)
+@given(requests=requests, chunk=st.integers(6, 24), patches=st.integers(1, 64))
+def test_work_covers_every_sequence_once_in_order(
+    requests: list[tuple[list[tuple[int, int]], int, int]], chunk: int, patches: int
+) -> None:
+    schedule = Schedule(chunk, patches)
+    arrived = {f"r{i}": (request(f"r{i}", p, most), joins) for i, (p, most, joins) in enumerate(requests)}
+    computed = dict.fromkeys(arrived, 0)
+    encoded = dict.fromkeys(arrived, 0)
+    drawn = dict.fromkeys(arrived, 0)
+    ended: set[str] = set()
+    for step in range(400):
+        for name, (what, joins) in arrived.items():
+            if joins == step:
+                schedule.admit(what)
+        work = schedule.compose()
+        assert sum(part.count for part in work) <= chunk
+        assert len({part.request for part in work}) == len(work)
+        assert work or not len(schedule), "something runs, but no work is handed out"
+        encoding = [arrived[p.request][0].items[i].pixels.shape[0] for p in work for i in p.encode]
+        assert sum(encoding) <= patches or len(encoding) == 1
+        draws = {}
+        for part in work:
+            what = arrived[part.request][0]
+            assert part.start == computed[part.request]
+            computed[part.request] += part.count
+            assert list(part.encode) == list(range(encoded[part.request], encoded[part.request] + len(part.encode)))
+            encoded[part.request] += len(part.encode)
+            for index, item in enumerate(what.items):
+                if item.start < computed[part.request]:
+                    assert index < encoded[part.request], "placeholders computed before their image was encoded"
+            assert part.sample == (computed[part.request] >= len(what.ids))
+            if part.sample:
+                draws[part.request] = 1000 + drawn[part.request]
+        for tokens in schedule.absorb(draws):
+            drawn[tokens.request] += 1
+            if tokens.finish:
+                assert tokens.request not in ended
+                ended.add(tokens.request)
+                schedule.end(tokens.request)
+    assert ended == set(arrived)
+    for name, (what, _) in arrived.items():
+        assert drawn[name] == what.sampling.max_tokens
+        assert computed[name] == len(what.ids) + drawn[name] - 1
+        assert encoded[name] == len(what.items)
+
+
+def test_decoding_goes_first() -> None:
+    schedule = Schedule(8, 64)
+    schedule.admit(request("long", [(30, 0)], 2))
+    schedule.admit(request("short", [(1, 0)], 2))
+    schedule.compose()  # 8 of long's 31 tokens
+    schedule.compose()
+    schedule.compose()
+    work = schedule.compose()  # long's last 7 tokens, then 1 of short's 2
+    assert [(part.request, part.count) for part in work] == [("long", 7), ("short", 1)]
+    schedule.absorb({"long": 5})
+    assert [(part.request, part.token) for part in schedule.compose()] == [("long", 5), ("short", None)]
+    schedule.absorb({"long": 6, "short": 7})
+    schedule.end("long")
+    assert schedule.compose() == (Work("short", 2, 1, (), 7, True),)
+
+
+def test_a_stop_token_ends_and_unknown_requests_are_ignored() -> None:
+    schedule = Schedule(8, 64)
+    schedule.admit(request("a", [(1, 0)], 5, stop=(9,)))
+    schedule.compose()
+    (tokens,) = schedule.absorb({"a": 9, "gone": 1})
+    assert tokens.finish == "stop"

@@ -1,0 +1,130 @@
+"""The contract of every strategy, on 1, 2 and 4 real ranks. A new strategy joins by its line in the table."""
+
+from __future__ import annotations
+
+import re
+from itertools import count
+
+import pytest
+
+from coatcheck.messages import Sampling
+from coatcheck.strategies import STRATEGIES
+from tests.support.engine import Engine
+from tests.support.workload import Workload
+
+pytestmark = pytest.mark.timeout(90)
+
+GRIDS: list[list[tuple[int, int]]] = [[], [(8, 8)], [(8, 12), (16, 8)], [(32, 32)], [(2, 2)]]
+_names = count()
+
+
+def fresh(label: str) -> str:
+    """A request name never used before, also not with another strategy on the same group."""
+    return f"{next(_names)}-{label}"
+
+
+@pytest.fixture(params=sorted(STRATEGIES))
+def strategy(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+def test_inputs_are_identical_on_all_ranks_and_tokens_equal_generate(
+    engine: Engine, strategy: str, workload: Workload
+) -> None:
+    for seed, grids in enumerate(GRIDS):
+        request = workload.request(fresh("alone"), strategy, grids, text=3 + 5 * seed, seed=seed)
+        engine.submit(request.arrived, request.frames)
+        (result,) = engine.wait(request.arrived.request)
+        assert result.digest == workload.digest(request)
+        assert result.tokens == workload.generate(request)
+        assert result.finish == "length"
+
+
+def test_inputs_are_identical_under_load(engine: Engine, strategy: str, workload: Workload) -> None:
+    requests = [
+        workload.request(fresh("load"), strategy, GRIDS[index % len(GRIDS)], text=1 + index, seed=index)
+        for index in range(24)
+    ]
+    for request in requests:
+        engine.submit(request.arrived, request.frames)
+    results = engine.wait(*[request.arrived.request for request in requests])
+    assert [result.digest for result in results] == [workload.digest(request) for request in requests]
+    assert all(len(result.tokens) == 6 for result in results)
+
+
+@pytest.mark.parametrize("kind", ["raise", "memory", "encode"])
+def test_a_failure_on_one_rank_rejects_everywhere_and_others_go_on(
+    engine: Engine, strategy: str, workload: Workload, kind: str
+) -> None:
+    reason = {"raise": "a planted fault", "memory": "a planted shortage", "encode": "encoding image 0"}[kind]
+    materializing = 1 if strategy.startswith("object") else engine.size  # object: the entry rank alone
+    for rank in range(materializing):
+        requests = [
+            workload.request(fresh(label), strategy, [(8, 8)]) for label in ("a", f"fault={kind}@{rank}", "b", "c")
+        ]
+        for request in requests:
+            engine.submit(request.arrived, request.frames)
+        before, failed, *after = engine.wait(*[request.arrived.request for request in requests])
+        assert failed.rejected is not None
+        assert reason in failed.rejected
+        assert failed.tokens == [], "a token was drawn from inputs that failed"
+        expected = workload.generate(requests[0])
+        assert [before.tokens, *[result.tokens for result in after]] == [expected] * 3
+
+
+def test_a_late_rank_delays_only_its_request(engine: Engine, strategy: str, workload: Workload) -> None:
+    rank = 0 if strategy.startswith("object") else engine.size - 1
+    requests = [workload.request(fresh(label), strategy, [(8, 8)]) for label in (f"fault=late@{rank}", "b")]
+    for request in requests:
+        engine.submit(request.arrived, request.frames)
+    late, other = engine.wait(*[request.arrived.request for request in requests])
+    assert late.tokens == other.tokens == workload.generate(requests[0])
+
+
+def test_a_rank_that_never_reports_in_time_is_waited_for_a_bounded_time(
+    engine: Engine, strategy: str, workload: Workload
+) -> None:
+    if engine.size == 1 or strategy.startswith("object"):
+        pytest.skip("the entry rank alone materializes: if it hangs, nobody is left to decide")
+    request = workload.request(fresh("fault=hang@1"), strategy, [(8, 8)])
+    engine.submit(request.arrived, request.frames)
+    (result,) = engine.wait(request.arrived.request)
+    assert result.rejected is not None
+    assert re.search(r"no report from rank 1 within 5 s", result.rejected)
+    assert result.rank == 1
+    after = workload.request(fresh("after"), strategy, [(8, 8)])
+    engine.submit(after.arrived, after.frames)
+    assert engine.wait(after.arrived.request)[0].tokens == workload.generate(after)
+
+
+@pytest.mark.parametrize("stage", ["incoming", "parked", "running"])
+def test_an_abort_at_every_stage(engine: Engine, strategy: str, workload: Workload, stage: str) -> None:
+    rank = 0 if strategy.startswith("object") else engine.size - 1
+    name = fresh(f"fault=late@{rank}" if stage == "parked" else "aborted")
+    request = workload.request(name, strategy, [(8, 8)], sampling=Sampling(400))
+    engine.submit(request.arrived, request.frames)
+    result = engine.results[name]
+    if stage == "running":
+        while len(result.tokens) < 3:
+            assert engine.pump(30)
+    elif stage == "parked":
+        engine.pump(0.5)
+    engine.abort(name)
+    engine.wait(name)
+    assert result.finish == "abort"
+    engine.abort(name)  # twice is once, and an abort of the unknown is nothing
+    engine.abort("never heard of")
+    after = workload.request(fresh("after"), strategy, [(8, 8)])
+    engine.submit(after.arrived, after.frames)
+    assert engine.wait(after.arrived.request)[0].tokens == workload.generate(after)
+
+
+def test_strategies_run_side_by_side(engine: Engine, workload: Workload) -> None:
+    requests = [
+        workload.request(fresh("mixed"), name, [(8, 8)], seed=3) for _ in range(4) for name in sorted(STRATEGIES)
+    ]
+    for request in requests:
+        engine.submit(request.arrived, request.frames)
+    results = engine.wait(*[request.arrived.request for request in requests])
+    assert {result.digest for result in results} == {workload.digest(requests[0])}

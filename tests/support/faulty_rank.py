@@ -1,0 +1,47 @@
+"""A rank that fails to materialize where a request's name asks for it: ``fault=KIND@RANK``, as in ``x-fault=raise@1``.
+
+Kinds: ``raise`` (an exception), ``memory`` (MemoryError), ``late`` (two seconds late), ``hang`` (later than the ready
+timeout of 5 s), ``pixels`` (this rank's pixels differ from the others'), ``encode`` (pixels that the vision tower
+cannot take).
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from coatcheck.messages import Arrived
+from coatcheck.ranks.main import main
+from coatcheck.strategies import Materializer, MultimodalInputs
+from coatcheck.wire import Buffer
+
+FAULT = re.compile(r"fault=(?P<kind>\w+)@(?P<rank>\d+)")
+
+
+def faulty(materialize: Materializer, rank: int) -> Materializer:
+    """Wraps a rank's materializer."""
+
+    def wrapped(arrived: Arrived, frames: Sequence[Buffer]) -> MultimodalInputs:
+        fault = FAULT.search(arrived.request)
+        kind = fault["kind"] if fault and int(fault["rank"]) == rank else None
+        if kind == "raise":
+            raise RuntimeError("a planted fault")
+        if kind == "memory":
+            raise MemoryError("a planted shortage")
+        if kind in ("late", "hang"):
+            time.sleep({"late": 2, "hang": 7}[kind])
+        inputs = materialize(arrived, frames)
+        if kind == "pixels":
+            return replace(inputs, items=tuple(replace(i, pixels=i.pixels + 1) for i in inputs.items))
+        if kind == "encode":
+            return replace(inputs, items=tuple(replace(i, pixels=i.pixels[:, :7]) for i in inputs.items))
+        return inputs
+
+    return wrapped
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], faulty)
