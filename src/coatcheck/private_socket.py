@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from typing import Any
 
 import zmq
 
@@ -18,7 +19,7 @@ import zmq
 class PrivateEndpoint:
     """Binds ``socket`` privately; ``address`` is what peers of the same user connect to while this object is open."""
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, socket: zmq.Socket[Any]) -> None:
         directory = tempfile.mkdtemp(prefix="coatcheck-")  # mode 0700
         path = os.path.join(directory, "s")
         try:

@@ -121,5 +121,5 @@ def test_our_own_mistakes_are_loud() -> None:
         ledger.arrive("a", 0)
     with pytest.raises(ValueError, match="not admitted"):
         ledger.finish("a")
-    with pytest.raises(RanksDisagree, match="rank 3 .* request a"):
+    with pytest.raises(RanksDisagree, match=r"rank 3 .* request a"):
         Parked[int](3).admit("a")

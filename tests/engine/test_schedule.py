@@ -13,7 +13,7 @@ MERGE = 4  # patches per token
 
 def request(name: str, parts: list[tuple[int, int]], max_tokens: int, stop: tuple[int, ...] = ()) -> Arrived:
     """``parts``: (text tokens, then image tokens; 0: no image)."""
-    items = []
+    items: list[Item] = []
     length = 0
     for text, image in parts:
         length += text
@@ -40,7 +40,7 @@ def test_work_covers_every_sequence_once_in_order(
     drawn = dict.fromkeys(arrived, 0)
     ended: set[str] = set()
     for step in range(400):
-        for name, (what, joins) in arrived.items():
+        for what, joins in arrived.values():
             if joins == step:
                 schedule.admit(what)
         work = schedule.compose()

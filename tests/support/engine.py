@@ -142,7 +142,11 @@ class Engine:
             if kind is None:
                 assert self.stop(), "the ranks did not leave after Stop"
         finally:
-            self.processes.kill()
-            self._context.destroy(linger=0)
-            for endpoint in self._endpoints:
-                endpoint.close()
+            self.close()
+
+    def close(self) -> None:
+        """At once, whatever the ranks are doing."""
+        self.processes.kill()
+        self._context.destroy(linger=0)
+        for endpoint in self._endpoints:
+            endpoint.close()

@@ -40,7 +40,8 @@ class Workload:
     def reference(self) -> Any:
         """The model itself, alone, unsharded."""
         if self._reference is None:
-            self._reference = Qwen2_5_VLForConditionalGeneration.from_pretrained(self._path, dtype=torch.float32).eval()
+            self._reference = Qwen2_5_VLForConditionalGeneration.from_pretrained(self._path, dtype=torch.float32)
+            self._reference.eval()
         return self._reference
 
     def request(

@@ -60,12 +60,13 @@ class RankProcesses:
         return tuple(process.pid for process in self._processes)
 
     def check(self) -> None:
-        """Raises RankLost if a rank has ended."""
-        for rank, process in enumerate(self._processes):
-            status = process.poll()
-            if status is not None:
-                how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-                raise RankLost(f"rank {rank} (pid {process.pid}) {how}")
+        """Raises RankLost if a rank has ended; of several, one that was killed, as the others end for want of it."""
+        ended = [(process.poll(), rank, process.pid) for rank, process in enumerate(self._processes)]
+        causes = sorted((status, rank, pid) for status, rank, pid in ended if status is not None)
+        if causes:
+            status, rank, pid = causes[0]
+            how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+            raise RankLost(f"rank {rank} (pid {pid}) {how}")
 
     def wait(self, timeout_s: float) -> bool:
         """Waits until all have ended; False if some have not after ``timeout_s``."""

@@ -35,7 +35,8 @@ class EntryExchange:
             made = make()
         except Exception as error:
             made = _Failure(f"{type(error).__name__} on the entry rank: {error}")
-        dist.broadcast_object_list([made], src=0, group=self.group.control)
+        with self.group.collective():
+            dist.broadcast_object_list([made], src=0, group=self.group.control)
         return _unwrap(made)
 
 
@@ -48,7 +49,8 @@ class FollowerExchange:
     def share(self, make: Callable[[], MultimodalInputs]) -> MultimodalInputs:
         """See :class:`coatcheck.strategies.Exchange`."""
         received: list[MultimodalInputs | _Failure | None] = [None]
-        dist.broadcast_object_list(received, src=0, group=self.group.control)
+        with self.group.collective():
+            dist.broadcast_object_list(received, src=0, group=self.group.control)
         return _unwrap(received[0])
 
 

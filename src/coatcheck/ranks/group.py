@@ -8,12 +8,16 @@ variables.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # re-exported from C++
+
+from coatcheck.errors import RankLost
 
 STORE_FD = "COATCHECK_STORE_FD"  # environment: listening socket that rank 0 inherits, so that no port is guessed
 
@@ -30,7 +34,21 @@ class Group:
 
     def all_reduce(self, tensor: torch.Tensor) -> None:
         """Sums ``tensor`` in place over the ranks (model group)."""
-        dist.all_reduce(tensor, group=self.model)
+        with self.collective():
+            dist.all_reduce(tensor, group=self.model)
+
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        """The entry rank's ``tensor`` (host memory) into everybody's (control group)."""
+        with self.collective():
+            dist.broadcast(tensor, src=0, group=self.control)
+
+    @contextmanager
+    def collective(self) -> Iterator[None]:
+        """A collective within fails only because a rank is gone or hangs: RankLost."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise RankLost(f"rank {self.rank} lost the others in a collective: {str(error).splitlines()[0]}") from error
 
     def close(self) -> None:
         """Waits (bounded) until every rank has come here, then leaves the groups."""

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from coatcheck.admission import Parked
 from coatcheck.engine.runner import Outcome, Runner
+from coatcheck.errors import RankLost
 from coatcheck.messages import Admit, Arrived, Plan, Ready, Report, Sampling
 from coatcheck.strategies import Exchange, Materializer, MultimodalInputs, strategy_named
 from coatcheck.wire import Buffer
@@ -79,6 +80,8 @@ class Rank:
             strategy = strategy_named(arrived.strategy)
             inputs = strategy.deliver(arrived, frames, self._exchange, self._materialize)
             self._parked.park(arrived.request, (inputs, arrived.sampling))
+        except RankLost:
+            raise  # no failure of this request: the group is broken
         except Exception as exception:
             error = f"{type(exception).__name__}: {exception}"
             log.warning("rank %d: request %s cannot be materialized: %s", self._rank, arrived.request, error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable
 
 import msgspec
@@ -19,6 +20,7 @@ from coatcheck.engine.positions import ModelPositions
 from coatcheck.engine.regions import Regions
 from coatcheck.engine.runner import ModelRunner, Runner
 from coatcheck.engine.schedule import Schedule
+from coatcheck.errors import CoatcheckError
 from coatcheck.messages import RanksReady, Ready
 from coatcheck.private_socket import PrivateEndpoint
 from coatcheck.process import die_with_parent, leave_signals_to_parent, set_name
@@ -171,4 +173,8 @@ def main(encoded: str, around: Callable[[Materializer, int], Materializer] | Non
     die_with_parent()
     leave_signals_to_parent()
     logging.basicConfig(format="%(asctime)s %(name)s %(message)s", level=logging.WARNING)
-    run(RankSettings.decode(encoded), around)
+    try:
+        run(RankSettings.decode(encoded), around)
+    except CoatcheckError as error:
+        log.critical("%s: %s", type(error).__name__, error)
+        sys.exit(1)

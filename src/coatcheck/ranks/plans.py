@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
-import torch.distributed as dist
 
 from coatcheck.messages import Plan
-from coatcheck.ranks.group import Group
 from coatcheck.wire import Buffer, Decoder, encode, nbytes
 
 # bytes of the fixed block; gloo takes as long for it as for 256 bytes (measured: docs/decisions/plan-broadcast.md)
@@ -28,15 +27,20 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGN) * ALIGN
 
 
+class Broadcasts(Protocol):
+    """What a channel needs of a group."""
+
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        """The entry rank's tensor into everybody's."""
+        ...
+
+
 class PlanChannel:
     """The entry rank sends, the others receive; one call of either on every rank per step."""
 
-    def __init__(self, group: Group) -> None:
-        self._group = group
+    def __init__(self, group: Broadcasts) -> None:
+        self._broadcast = group.broadcast
         self._head = torch.zeros(HEAD, dtype=torch.uint8)
-
-    def _broadcast(self, tensor: torch.Tensor) -> None:
-        dist.broadcast(tensor, src=0, group=self._group.control)
 
     def send(self, plan: Plan, frames: Sequence[Buffer] = ()) -> None:
         """``frames``: of all arrivals, in order. They may be reused when this returns."""

@@ -1,0 +1,148 @@
+"""The console script ``coatcheck``."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from coatcheck import __version__
+from coatcheck.config import ServeConfig
+from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
+from coatcheck.errors import CoatcheckError, ConfigError
+from coatcheck.frontend.config import MEBI, FrontendConfig
+from coatcheck.ranks.config import RankConfig
+from coatcheck.strategies import strategy_named
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+errors = Console(stderr=True, highlight=False)
+
+Model = Annotated[Path, typer.Option(help="Directory of a Qwen2.5-VL checkpoint (default: the model in the package).")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+MaxRunning = Annotated[int, typer.Option(help="Requests that run at once.")]
+KvTokens = Annotated[int, typer.Option(help="KV cache in tokens; a request reserves prompt + max_tokens.")]
+ChunkTokens = Annotated[int, typer.Option(help="Tokens computed per step.")]
+EncodePatches = Annotated[int, typer.Option(help="Image patches encoded per step (at least one image).")]
+ReadyTimeout = Annotated[
+    float, typer.Option(help="Seconds to wait for every rank's report before a request is rejected.")
+]
+Heartbeat = Annotated[float, typer.Option(help="Seconds between plans when there is nothing to do.")]
+GroupTimeout = Annotated[float, typer.Option(help="Seconds after which a rank that hangs counts as lost.")]
+Verify = Annotated[bool, typer.Option("--verify", help="Debug: compare the inputs consumed on all ranks.")]
+
+
+@app.callback(invoke_without_command=True)
+def common(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    """The input path of tensor-parallel multimodal serving, done right."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def serve(
+    model: Model = DEFAULT_MODEL,
+    model_name: Annotated[str, typer.Option(help="Name that clients give (default: the directory's).")] = "",
+    tp: Annotated[int, typer.Option(help="Ranks of the tensor-parallel group.")] = 2,
+    strategy: Annotated[str, typer.Option(help="How pixels reach the ranks; see the README.")] = "dict-inline",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")] = 8000,
+    workers: Annotated[int, typer.Option(help="Processes that decode and process images.")] = 2,
+    max_body_mib: Annotated[int, typer.Option(help="Largest request body.")] = 64,
+    max_pixels: Annotated[int, typer.Option(help="Largest image, width x height.")] = 64_000_000,
+    max_images: Annotated[int, typer.Option(help="Most images in a request.")] = 8,
+    max_waiting: Annotated[int, typer.Option(help="Most requests in the house before 503.")] = 256,
+    allow_remote_images: Annotated[
+        bool, typer.Option("--allow-remote-images", help="Fetch http(s) image URLs, from public addresses only.")
+    ] = False,
+    context: Annotated[int, typer.Option(help="Longest prompt and answer; 0: the model's own limit.")] = 0,
+    request_timeout: Annotated[float, typer.Option(help="Seconds that a request may take in all.")] = 300.0,
+    shutdown_timeout: Annotated[float, typer.Option(help="Seconds that running requests get after SIGTERM.")] = 10.0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_running: MaxRunning = 16,
+    kv_tokens: KvTokens = 32_768,
+    chunk_tokens: ChunkTokens = 512,
+    encode_patches: EncodePatches = 4_096,
+    ready_timeout: ReadyTimeout = 30.0,
+    heartbeat: Heartbeat = 10.0,
+    group_timeout: GroupTimeout = 120.0,
+    verify: Verify = False,
+    external_ranks: Annotated[
+        bool, typer.Option("--external-ranks", help="Do not start the ranks; print how torchrun does.")
+    ] = False,
+) -> None:
+    """Serve an OpenAI-compatible API on a tensor-parallel group."""
+    from coatcheck.launcher.serve import run  # the front end's libraries are not needed for --help
+
+    config = ServeConfig(
+        frontend=FrontendConfig(
+            model_dir=model.absolute(),
+            model_name=model_name or ("coatcheck-default" if model == DEFAULT_MODEL else model.absolute().name),
+            host=host,
+            port=port,
+            strategy=strategy_named(strategy).name,
+            workers=workers,
+            max_body_bytes=max_body_mib * MEBI,
+            max_pixels=max_pixels,
+            max_images=max_images,
+            max_waiting=max_waiting,
+            allow_remote_images=allow_remote_images,
+            context=context or None,
+            request_timeout_s=request_timeout,
+            shutdown_timeout_s=shutdown_timeout,
+        ),
+        engine=EngineConfig(
+            model=model.absolute(),
+            device=device,
+            dtype=dtype,
+            max_running=max_running,
+            kv_tokens=kv_tokens,
+            chunk_tokens=chunk_tokens,
+            encode_patches=encode_patches,
+        ),
+        ranks=RankConfig(ready_timeout, heartbeat, group_timeout, verify),
+        tp=tp,
+        external_ranks=external_ranks,
+    )
+    raise typer.Exit(asyncio.run(run(config)))
+
+
+@app.command()
+def rank(
+    requests: Annotated[str, typer.Option(help="Where the front end sends requests, as it prints.")],
+    events: Annotated[str, typer.Option(help="Where the front end takes answers, as it prints.")],
+    model: Model = DEFAULT_MODEL,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_running: MaxRunning = 16,
+    kv_tokens: KvTokens = 32_768,
+    chunk_tokens: ChunkTokens = 512,
+    encode_patches: EncodePatches = 4_096,
+    ready_timeout: ReadyTimeout = 30.0,
+    heartbeat: Heartbeat = 10.0,
+    group_timeout: GroupTimeout = 120.0,
+    verify: Verify = False,
+) -> None:
+    """Run one rank, started by torchrun on the front end's host."""
+    from coatcheck.ranks.main import RankSettings, run
+
+    engine = EngineConfig(model.absolute(), device, dtype, max_running, kv_tokens, chunk_tokens, encode_patches)
+    run(RankSettings(engine, RankConfig(ready_timeout, heartbeat, group_timeout, verify), requests, events))
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake is one line on stderr and exit status 2."""
+    try:
+        app()
+    except ConfigError as error:
+        errors.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        sys.exit(2)
+    except CoatcheckError as error:
+        errors.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        sys.exit(1)

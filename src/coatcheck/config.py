@@ -1,0 +1,25 @@
+"""A server's whole configuration: each stage's own, composed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coatcheck.engine.config import EngineConfig
+from coatcheck.errors import ConfigError
+from coatcheck.frontend.config import FrontendConfig
+from coatcheck.ranks.config import RankConfig
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """What ``coatcheck serve`` runs."""
+
+    frontend: FrontendConfig
+    engine: EngineConfig
+    ranks: RankConfig
+    tp: int = 2  # ranks of the tensor-parallel group
+    external_ranks: bool = False  # torchrun or another tool starts the ranks; we only print where they connect
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.tp <= 64:
+            raise ConfigError(f"--tp: {self.tp} ranks; allowed: 1 to 64, as far as the model's heads can be divided")

@@ -1,0 +1,98 @@
+"""Materializing alone: what is dropped, hashed, refused. Positions are a stand-in here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from coatcheck.errors import MaterializeError, UnknownStrategy
+from coatcheck.messages import Arrived, Item, Sampling, Tensor
+from coatcheck.strategies import ALIASES, STRATEGIES, Materialize, strategy_named
+from coatcheck.strategies.materialize import PAD_RANGE, PAD_SHIFT
+
+IMAGE = 7
+
+
+def line(
+    ids: torch.Tensor, spans: Sequence[tuple[int, int]], grids: Sequence[tuple[int, int, int]]
+) -> tuple[torch.Tensor, int]:
+    return torch.arange(len(ids)).expand(3, -1), len(spans)
+
+
+materialize = Materialize(line, placeholder=IMAGE, merge=2, width=3)
+
+
+def arrived(ids: tuple[int, ...], *items: Item) -> Arrived:
+    return Arrived("r", "dict-inline", ids, items, Sampling(1))
+
+
+def item(frame: int, start: int, count: int = 1, grid: tuple[int, int, int] = (1, 2, 2)) -> Item:
+    return Item(Tensor(frame, (grid[0] * grid[1] * grid[2], 3), "float32"), grid, start, count)
+
+
+PIXELS = torch.arange(12, dtype=torch.float32).reshape(4, 3)
+FRAME = PIXELS.numpy().tobytes()
+
+
+def test_an_item_is_hashed_viewed_and_gets_its_pad_value() -> None:
+    inputs = materialize(arrived((1, IMAGE, 2), item(0, 1)), [FRAME])
+    (got,) = inputs.items
+    assert torch.equal(got.pixels, PIXELS)
+    assert got.hash == int.from_bytes(hashlib.sha256(FRAME).digest()[:8], "big")
+    assert got.pad_value == PAD_SHIFT + got.hash % PAD_RANGE
+    assert inputs.ids.tolist() == [1, IMAGE, 2]
+    assert inputs.position_delta == 1
+
+
+def test_pixels_are_not_copied() -> None:
+    buffer = bytearray(FRAME)
+    (got,) = materialize(arrived((IMAGE,), item(0, 0)), [buffer]).items
+    buffer[:4] = torch.tensor([99.0]).numpy().tobytes()
+    assert got.pixels[0, 0] == 99
+
+
+def test_invalid_items_are_dropped() -> None:
+    empty = Item(Tensor(0, (0, 3), "float32"), (1, 0, 0), 0, 0)
+    inputs = materialize(arrived((1, IMAGE), empty, item(1, 1)), [b"", FRAME])
+    assert [i.start for i in inputs.items] == [1]
+
+
+@pytest.mark.parametrize(
+    ("request_", "frames"),
+    [
+        (arrived(()), []),
+        (arrived((1, IMAGE)), []),  # a placeholder without an item
+        (arrived((1, 2), item(0, 1)), [FRAME]),  # an item without a placeholder
+        (arrived((1, IMAGE), item(0, 2)), [FRAME]),  # outside the prompt
+        (arrived((IMAGE, IMAGE), item(0, 0), item(1, 0)), [FRAME, FRAME]),  # two on one place
+        (arrived((IMAGE,), item(0, 0)), [FRAME[:-1]]),  # bytes are missing
+        (arrived((IMAGE,), item(0, 0)), []),  # the frame is missing
+        (arrived((IMAGE, IMAGE), item(0, 0, 2)), [FRAME]),  # the grid says one token
+    ],
+)
+def test_what_does_not_fit_together_is_refused(request_: Arrived, frames: list[bytes]) -> None:
+    with pytest.raises(MaterializeError):
+        materialize(request_, frames)
+
+
+def test_digest_sees_every_part() -> None:
+    def digest(pixels: torch.Tensor, ids: tuple[int, ...] = (1, IMAGE)) -> str:
+        return materialize(arrived(ids, item(0, 1)), [pixels.numpy().tobytes()]).digest()
+
+    changed = PIXELS.clone()
+    changed[3, 2] = 5
+    assert digest(PIXELS) == digest(PIXELS.clone())
+    assert len({digest(PIXELS), digest(changed), digest(PIXELS, (2, IMAGE))}) == 3
+
+
+def test_strategies_are_found_by_name_and_alias() -> None:
+    for name, strategy in STRATEGIES.items():
+        assert strategy_named(name) is strategy
+        assert strategy.name == name
+    for alias, name in ALIASES.items():
+        assert strategy_named(alias).name == name
+    with pytest.raises(UnknownStrategy, match=r"'fast'.*object-inline, dict-inline, 17a57fd86"):
+        strategy_named("fast")

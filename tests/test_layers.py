@@ -1,0 +1,68 @@
+"""Who may import whom, and what the core installs without."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import coatcheck
+
+PACKAGE = Path(coatcheck.__file__).parent
+
+# A stage imports these, itself, and the interface of its neighbour; only the launcher (and what starts it) sees all.
+COMMON = {"errors", "messages", "wire", "process", "private_socket"}
+NEIGHBOURS = {
+    "frontend": set(),
+    "strategies": set(),
+    "admission": set(),
+    "engine": {"strategies"},
+    "ranks": {"strategies", "admission", "engine"},
+}
+FOREIGN = ("fastapi", "uvicorn", "starlette", "sglang", "vllm", "transformers", "PIL", "typer", "rich", "openai")
+
+
+def imports(file: Path) -> set[str]:
+    """Parts of coatcheck that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        found |= {name.split(".")[1] for name in names if name.startswith("coatcheck.")}
+    return found
+
+
+@pytest.mark.parametrize("stage", sorted(NEIGHBOURS))
+def test_a_stage_imports_its_neighbour_only(stage: str) -> None:
+    allowed = COMMON | {stage} | NEIGHBOURS[stage]
+    files = sorted((PACKAGE / stage).glob("*.py"))
+    assert files
+    for file in files:
+        assert imports(file) <= allowed, f"{file.name} imports {imports(file) - allowed}"
+
+
+def test_the_common_modules_import_no_stage() -> None:
+    for name in COMMON:
+        assert imports(PACKAGE / f"{name}.py") <= COMMON
+
+
+def test_the_core_imports_without_web_framework_transformers_or_peers() -> None:
+    code = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {FOREIGN!r}:
+            raise ImportError('the core imported ' + name)
+sys.meta_path.insert(0, Refuse())
+import coatcheck, coatcheck.strategies, coatcheck.admission, coatcheck.wire, coatcheck.messages, coatcheck.errors
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_module_grows_past_400_lines() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        assert len(file.read_text().splitlines()) <= 400, file

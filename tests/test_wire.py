@@ -1,0 +1,67 @@
+"""Records to bytes and back; anything else is a WireError."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coatcheck.errors import WireError
+from coatcheck.messages import Abort, Arrived, Item, Plan, Ready, Sampling, Stop, Tensor, ToEntry
+from coatcheck.wire import Decoder, check_frames, encode
+
+decode = Decoder[ToEntry](ToEntry)
+
+
+def item(frame: int, shape: tuple[int, ...] = (2, 3)) -> Item:
+    return Item(Tensor(frame, shape, "float32"), (1, 1, 2), 0, 1)
+
+
+@given(
+    st.builds(
+        Arrived,
+        st.text(),
+        st.text(),
+        st.lists(st.integers(0, 1 << 40)).map(tuple),
+        st.just((item(0),)),
+        st.builds(Sampling, st.integers(1, 9), st.floats(0, 2)),
+    )
+)
+def test_round_trip(arrived: Arrived) -> None:
+    assert decode(encode(arrived)) == arrived
+
+
+@pytest.mark.parametrize("record", [Plan(1), Ready("a", 0)])
+def test_a_record_of_another_union_is_refused(record: Plan | Ready) -> None:
+    with pytest.raises(WireError, match="not a record"):
+        decode(encode(record))
+
+
+@given(st.binary())
+def test_noise_is_refused_and_never_runs(noise: bytes) -> None:
+    try:
+        record = decode(noise)
+    except WireError:
+        return
+    assert isinstance(record, Arrived | Abort | Stop)
+
+
+def test_truncated_bytes_are_refused() -> None:
+    whole = encode(Abort("request"))
+    for end in range(len(whole)):
+        with pytest.raises(WireError):
+            decode(whole[:end])
+
+
+def test_frames_must_be_those_described() -> None:
+    check_frames([item(0), item(1)], [bytes(24), bytes(24)])
+    for items, frames in (
+        ([item(0)], []),
+        ([], [b""]),
+        ([item(1)], [bytes(24)]),
+        ([item(0), item(0)], [bytes(24), bytes(24)]),
+        ([item(0)], [bytes(23)]),
+        ([item(0, (-2, -3))], [bytes(24)]),
+    ):
+        with pytest.raises(WireError):
+            check_frames(items, frames)
