@@ -57,10 +57,19 @@ class Refuse:
         if name.split('.')[0] in {FOREIGN!r}:
             raise ImportError('the core imported ' + name)
 sys.meta_path.insert(0, Refuse())
-import coatcheck, coatcheck.strategies, coatcheck.admission, coatcheck.wire, coatcheck.messages, coatcheck.errors
+import coatcheck, coatcheck.admission, coatcheck.wire, coatcheck.messages, coatcheck.errors
+import coatcheck.strategies.materialize
+from coatcheck.strategies.table import STRATEGIES, strategy_named
+[strategy_named(name) for name in STRATEGIES]
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_launcher_and_the_front_end_do_without_torch() -> None:
+    # A second of start-up and 200 MB for a process that touches no tensor; workers and ranks import it for themselves.
+    code = "import sys, coatcheck.cli, coatcheck.launcher.serve; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
 def test_no_module_grows_past_400_lines() -> None:

@@ -16,7 +16,7 @@ from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
 from coatcheck.errors import CoatcheckError, ConfigError
 from coatcheck.frontend.config import MEBI, FrontendConfig
 from coatcheck.ranks.config import RankConfig
-from coatcheck.strategies import strategy_named
+from coatcheck.strategies.table import canonical
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 errors = Console(stderr=True, highlight=False)
@@ -86,7 +86,7 @@ def serve(
             model_name=model_name or ("coatcheck-default" if model == DEFAULT_MODEL else model.absolute().name),
             host=host,
             port=port,
-            strategy=strategy_named(strategy).name,
+            strategy=canonical(strategy),
             workers=workers,
             max_body_bytes=max_body_mib * MEBI,
             max_pixels=max_pixels,
@@ -130,7 +130,8 @@ def rank(
     verify: Verify = False,
 ) -> None:
     """Run one rank, started by torchrun on the front end's host."""
-    from coatcheck.ranks.main import RankSettings, run
+    from coatcheck.ranks.main import run
+    from coatcheck.ranks.settings import RankSettings
 
     engine = EngineConfig(model.absolute(), device, dtype, max_running, kv_tokens, chunk_tokens, encode_patches)
     run(RankSettings(engine, RankConfig(ready_timeout, heartbeat, group_timeout, verify), requests, events))

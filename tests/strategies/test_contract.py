@@ -8,7 +8,7 @@ from itertools import count
 import pytest
 
 from coatcheck.messages import Sampling
-from coatcheck.strategies import STRATEGIES
+from coatcheck.strategies.table import STRATEGIES
 from tests.support.engine import Engine
 from tests.support.workload import Workload
 

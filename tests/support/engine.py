@@ -28,7 +28,7 @@ from coatcheck.messages import (
 )
 from coatcheck.private_socket import PrivateEndpoint
 from coatcheck.ranks.config import RankConfig
-from coatcheck.ranks.main import RankSettings
+from coatcheck.ranks.settings import RankSettings
 from coatcheck.wire import Buffer, Decoder, send, split
 
 START_S = 120.0  # four ranks on two cores import torch and transformers at once

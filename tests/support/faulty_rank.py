@@ -15,7 +15,8 @@ from dataclasses import replace
 
 from coatcheck.messages import Arrived
 from coatcheck.ranks.main import main
-from coatcheck.strategies import Materializer, MultimodalInputs
+from coatcheck.strategies.base import Materializer
+from coatcheck.strategies.inputs import MultimodalInputs
 from coatcheck.wire import Buffer
 
 FAULT = re.compile(r"fault=(?P<kind>\w+)@(?P<rank>\d+)")

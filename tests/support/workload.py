@@ -14,7 +14,7 @@ from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
 from coatcheck.engine.positions import ModelPositions
 from coatcheck.messages import Arrived, Item, Sampling, Tensor
-from coatcheck.strategies import Materialize
+from coatcheck.strategies.materialize import Materialize
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from coatcheck.engine.attention import KVPool, Packed, Segment
 from coatcheck.engine.sampling import Sampler
 from coatcheck.messages import Admit, Sampling, Work
-from coatcheck.strategies import MultimodalInputs
+from coatcheck.strategies.inputs import MultimodalInputs
 
 
 @dataclass(frozen=True)

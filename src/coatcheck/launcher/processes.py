@@ -12,8 +12,7 @@ from collections.abc import Sequence
 
 from coatcheck.errors import RankLost
 from coatcheck.process import PARENT
-from coatcheck.ranks.group import STORE_FD
-from coatcheck.ranks.main import RankSettings
+from coatcheck.ranks.settings import STORE_FD, RankSettings
 
 COMMAND = (sys.executable, "-m", "coatcheck.ranks")
 

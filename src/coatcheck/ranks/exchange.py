@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from coatcheck.errors import MaterializeError
 from coatcheck.ranks.group import Group
-from coatcheck.strategies import MultimodalInputs
+from coatcheck.strategies.inputs import MultimodalInputs
 
 
 @dataclass(frozen=True)

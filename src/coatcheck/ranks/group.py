@@ -18,8 +18,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # re-exported from C++
 
 from coatcheck.errors import RankLost
-
-STORE_FD = "COATCHECK_STORE_FD"  # environment: listening socket that rank 0 inherits, so that no port is guessed
+from coatcheck.ranks.settings import STORE_FD
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from coatcheck.admission import Parked
 from coatcheck.engine.runner import Outcome, Runner
 from coatcheck.errors import RankLost
 from coatcheck.messages import Admit, Arrived, Plan, Ready, Report, Sampling
-from coatcheck.strategies import Exchange, Materializer, MultimodalInputs, strategy_named
+from coatcheck.strategies.base import Exchange, Materializer
+from coatcheck.strategies.inputs import MultimodalInputs
+from coatcheck.strategies.table import strategy_named
 from coatcheck.wire import Buffer
 
 log = logging.getLogger(__name__)

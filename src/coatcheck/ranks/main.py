@@ -7,15 +7,14 @@ import os
 import sys
 from collections.abc import Callable
 
-import msgspec
 import torch
 import torch.distributed as dist
 import zmq
 
 from coatcheck.admission import Ledger
 from coatcheck.engine.attention import KVPool
-from coatcheck.engine.config import EngineConfig
-from coatcheck.engine.model import check_divides, load, read_config
+from coatcheck.engine.checkpoint import check_divides, read_config
+from coatcheck.engine.model import load
 from coatcheck.engine.positions import ModelPositions
 from coatcheck.engine.regions import Regions
 from coatcheck.engine.runner import ModelRunner, Runner
@@ -24,38 +23,21 @@ from coatcheck.errors import CoatcheckError
 from coatcheck.messages import RanksReady, Ready
 from coatcheck.private_socket import PrivateEndpoint
 from coatcheck.process import die_with_parent, leave_signals_to_parent, set_name
-from coatcheck.ranks.config import RankConfig
 from coatcheck.ranks.entry import EntryRole, EntrySockets
 from coatcheck.ranks.exchange import EntryExchange, FollowerExchange
 from coatcheck.ranks.follower import FollowerRole
 from coatcheck.ranks.group import Group, join
 from coatcheck.ranks.loop import Rank, Role
 from coatcheck.ranks.plans import PlanChannel
+from coatcheck.ranks.settings import RankSettings
 from coatcheck.ranks.verify import Digests, VerifyingRunner
-from coatcheck.strategies import Exchange, Materialize, Materializer
+from coatcheck.strategies.base import Exchange, Materializer
+from coatcheck.strategies.materialize import Materialize
 from coatcheck.wire import send
 
 log = logging.getLogger(__name__)
 
 LINGER_MS = 2000  # how long a closing socket may still hand over what was sent
-
-
-class RankSettings(msgspec.Struct, frozen=True):
-    """All a rank needs to know; who it is stands in the environment (see :mod:`coatcheck.ranks.group`)."""
-
-    engine: EngineConfig
-    ranks: RankConfig
-    requests: str  # ZMQ address of the front end's PUSH socket
-    events: str  # ZMQ address of the front end's PULL socket
-
-    def encode(self) -> str:
-        """As JSON, for a command line."""
-        return msgspec.json.encode(self, enc_hook=str).decode()  # str: of paths
-
-    @staticmethod
-    def decode(encoded: str) -> RankSettings:
-        """What ``encode`` made; values are checked again."""
-        return msgspec.json.decode(encoded, type=RankSettings, dec_hook=lambda kind, value: kind(value))
 
 
 def run(settings: RankSettings, around: Callable[[Materializer, int], Materializer] | None = None) -> None:

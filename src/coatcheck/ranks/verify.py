@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from coatcheck.admission import Rejection
 from coatcheck.engine.runner import Outcome, Runner
 from coatcheck.messages import Admit, Consumed, Report, Sampling, Verified, Work
-from coatcheck.strategies import MultimodalInputs
+from coatcheck.strategies.inputs import MultimodalInputs
 
 
 class VerifyingRunner:

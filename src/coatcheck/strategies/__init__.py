@@ -1,19 +1,4 @@
-"""Strategies: how each rank turns what arrived into inputs for the model. See :mod:`coatcheck.strategies.base`."""
+"""Strategies: how each rank turns what arrived into inputs for the model.
 
-from coatcheck.strategies.base import Exchange, Materializer, Strategy
-from coatcheck.strategies.inputs import MultimodalInputs, MultimodalItem
-from coatcheck.strategies.materialize import Materialize, Positions
-from coatcheck.strategies.table import ALIASES, STRATEGIES, strategy_named
-
-__all__ = [
-    "ALIASES",
-    "STRATEGIES",
-    "Exchange",
-    "Materialize",
-    "Materializer",
-    "MultimodalInputs",
-    "MultimodalItem",
-    "Positions",
-    "Strategy",
-    "strategy_named",
-]
+:mod:`~coatcheck.strategies.base` has the Protocol, :mod:`~coatcheck.strategies.table` the names; each strategy has a file.
+"""

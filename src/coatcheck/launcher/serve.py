@@ -1,0 +1,180 @@
+"""``coatcheck serve``: front end in this process, workers and ranks as its children; all end with it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from rich.console import Console
+
+from coatcheck.config import ServeConfig
+from coatcheck.engine.checkpoint import check_divides, read_config
+from coatcheck.errors import CoatcheckError, ConfigError, RankLost
+from coatcheck.frontend.front_end import FrontEnd
+from coatcheck.launcher.processes import RankProcesses
+from coatcheck.ranks.settings import RankSettings
+
+EXAMPLE = Path(__file__).with_name("example.png")  # a scene drawn by training/scenes.py
+QUESTION = "Describe the image."
+
+WATCH_S = 0.2  # how often ranks are looked at; a death is noticed within this
+START_S = 600.0  # a large checkpoint on a slow disk
+EXIT_S = 10.0  # ranks get this long to leave the step loop after Stop; then they are killed
+
+
+class _Server(uvicorn.Server):
+    """Signals are ours: a request under way may finish before the ranks are told to stop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def run(config: ServeConfig) -> int:
+    """Serves until SIGTERM or SIGINT (exit status 0), a lost rank or a failed start (1).
+
+    Leaves no process and no file behind. A second signal ends running requests at once. Raises ConfigError before
+    anything is started.
+    """
+    check_divides(read_config(config.engine.model), config.tp)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its hints would come once per rank and worker
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    listener = _listen(config.frontend.host, config.frontend.port)
+    addresses = (
+        (f"tcp://127.0.0.1:{_free_port()}", f"tcp://127.0.0.1:{_free_port()}")
+        if config.external_ranks
+        else (None, None)
+    )
+    front_end = FrontEnd(config.frontend, to_entry=addresses[0], from_entry=addresses[1])
+    return await _Launcher(config, front_end, listener).run()
+
+
+class _Launcher:
+    def __init__(self, config: ServeConfig, front_end: FrontEnd, listener: socket.socket) -> None:
+        self._config = config
+        self._front_end = front_end
+        self._listener = listener
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._ranks: RankProcesses | None = None
+        self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+        server = _Server(
+            uvicorn.Config(
+                self._front_end.app, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=30
+            )
+        )
+        tasks: list[asyncio.Task[Any]] = []
+        try:
+            await self._front_end.start()
+            self._start_ranks()
+            signalled = asyncio.create_task(self._stopping.wait(), name="signal")
+            watch = asyncio.create_task(self._watch(), name="watch")
+            tasks = [signalled, watch, asyncio.create_task(self._announce(), name="announce")]
+            http = asyncio.create_task(server.serve([self._listener]), name="http")
+            await asyncio.wait([signalled, watch, http], return_when=asyncio.FIRST_COMPLETED)
+            failure = watch.exception() if watch.done() else None
+            if failure is None:
+                await self._drain()
+            else:
+                self._front_end.link.lost(str(failure))
+                self._console.print(f"[red]error:[/red] {failure}; the server ends")
+            server.should_exit = True
+            server.force_exit = True
+            await asyncio.wait([http], timeout=EXIT_S)
+            return 0 if failure is None else 1
+        finally:
+            for task in tasks:
+                task.cancel()
+            if self._ranks is not None:
+                self._ranks.kill()
+            await self._front_end.close()
+            self._listener.close()
+
+    def _signalled(self) -> None:
+        if self._stopping.is_set():
+            self._hurry.set()
+        self._stopping.set()
+
+    def _start_ranks(self) -> None:
+        link = self._front_end.link
+        if self._config.external_ranks:
+            command = f"torchrun --nproc-per-node {self._config.tp} --no-python coatcheck rank"
+            self._console.print(
+                f"start the ranks with\n  {command} --requests {link.to_entry} --events {link.from_entry}"
+            )
+            return
+        settings = RankSettings(self._config.engine, self._config.ranks, link.to_entry, link.from_entry)
+        self._ranks = RankProcesses(settings, self._config.tp)
+
+    async def _watch(self) -> None:
+        """Returns never; raises RankLost when a rank has ended or could not start."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if self._ranks is not None:
+                self._ranks.check()
+            if self._front_end.link.loss is not None:
+                raise RankLost(self._front_end.link.loss)
+
+    async def _announce(self) -> None:
+        """Says when and how the server can be used."""
+        try:
+            ready = await self._front_end.ready(START_S)
+        except (CoatcheckError, TimeoutError) as error:
+            self._front_end.link.lost(f"the server did not start: {error or 'not ready in time'}")
+            return
+        host, port = self._listener.getsockname()[:2]
+        url = f"http://{host}:{port}/v1"
+        config = self._config
+        self._console.print(
+            f"[bold green]ready:[/bold green] [bold]{url}[/bold]  model {config.frontend.model_name}, "
+            f"{ready.ranks} ranks, strategy {config.frontend.strategy}\ntry it:"
+        )
+        print(example_command(url, config.frontend.model_name), flush=True)
+
+    async def _drain(self) -> None:
+        """What runs may finish within the bounded time; then the ranks are told to end the rest and to leave."""
+        self._console.print("stopping: new requests are refused, running ones may finish (signal again to hurry)")
+        self._front_end.drain()
+        drained = asyncio.create_task(self._front_end.drained(self._config.frontend.shutdown_timeout_s))
+        hurry = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait([drained, hurry], return_when=asyncio.FIRST_COMPLETED)
+        drained.cancel()
+        hurry.cancel()
+        await self._front_end.stop_ranks(1.0)
+        await self._front_end.drained(1.0)  # what the ranks ended still has to be told to the clients
+        if self._ranks is not None and not await asyncio.to_thread(self._ranks.wait, EXIT_S):
+            self._console.print("[yellow]warning:[/yellow] the ranks did not leave in time; they are killed")
+
+
+def example_command(url: str, model: str) -> str:
+    """One line for a shell that asks about the picture in the package."""
+    path = EXAMPLE.relative_to(Path.cwd()) if EXAMPLE.is_relative_to(Path.cwd()) else EXAMPLE
+    image = f"data:image/png;base64,'\"$(base64 -w0 {path})\"'"
+    content = f'[{{"type":"image_url","image_url":{{"url":"{image}"}}}},{{"type":"text","text":"{QUESTION}"}}]'
+    body = f'{{"model":"{model}","temperature":0,"messages":[{{"role":"user","content":{content}}}]}}'
+    return f"curl -s {url}/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), backlog=1024)
+    except OSError as error:
+        raise ConfigError(f"--host, --port: cannot listen on {host}:{port}: {error.strerror}") from error
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
