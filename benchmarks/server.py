@@ -1,0 +1,79 @@
+"""A ``coatcheck serve`` process on a free port of this host, for measurements and tests."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+START_S = 180.0  # four ranks on two cores take 20 s; a busy machine several times that
+STOP_S = 40.0  # drain, the ranks' leave, the workers'
+
+_READY = re.compile(r"ready: (http://\S+)")
+
+
+class ServerProcess:
+    """Context manager: starts on entry and is ready then, stops by SIGTERM on exit. ``log`` has the lines printed."""
+
+    def __init__(self, *options: str) -> None:
+        self._command = [sys.executable, "-m", "coatcheck", "serve", "--port", "0", *options]
+        self.log: list[str] = []
+        self.url = ""  # with /v1
+        self._ready = threading.Event()
+
+    def __enter__(self) -> Self:
+        self.process = subprocess.Popen(
+            self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self._reader = threading.Thread(target=self._read, name="server-log", daemon=True)
+        self._reader.start()
+        deadline = time.monotonic() + START_S
+        while not self._ready.wait(0.1):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise RuntimeError(f"the server did not start: {self.text}")
+        return self
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.log.append(line.rstrip())
+            if found := _READY.search(line):
+                self.url = found[1]
+                self._ready.set()
+
+    @property
+    def text(self) -> str:
+        """All that was printed so far."""
+        return "\n".join(self.log)
+
+    def stop(self) -> int:
+        """SIGTERM, then the exit status. Raises subprocess.TimeoutExpired (after a kill) if it does not end in time."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(STOP_S)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """At once. Idempotent."""
+        self.process.kill()
+        self.process.wait()
+        self._reader.join(5)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            status = self.stop()
+            if kind is None and status:
+                raise RuntimeError(f"the server ended with status {status}: {self.text}")
+        else:
+            self.kill()
