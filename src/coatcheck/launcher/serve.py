@@ -110,7 +110,7 @@ class _Launcher:
     def _start_ranks(self) -> None:
         link = self._front_end.link
         if self._config.external_ranks:
-            command = f"torchrun --nproc-per-node {self._config.tp} --no-python coatcheck rank"
+            command = f"torchrun --standalone --nproc-per-node {self._config.tp} --no-python coatcheck rank"
             self._console.print(
                 f"start the ranks with\n  {command} --requests {link.to_entry} --events {link.from_entry}"
             )

@@ -1,0 +1,78 @@
+"""The command line's answers to a user's mistakes."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import coatcheck
+from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
+from coatcheck.errors import ConfigError
+from coatcheck.ranks.config import RankConfig
+from coatcheck.ranks.settings import RankSettings
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "coatcheck", *arguments], capture_output=True, text=True, timeout=19, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--strategy", "fast"], "known: object-inline, dict-inline, 17a57fd86"),
+        (["--tp", "3"], "3 ranks do not divide the model's num_attention_heads (4)"),
+        (["--tp", "0"], "--tp: 0 ranks; allowed: 1 to 64"),
+        (["--model", "/nowhere"], "--model: /nowhere has no readable config.json"),
+        (["--workers", "0"], "--workers: 0 is not allowed"),
+        (["--device", "tpu"], "--device: 'tpu' is not one of auto, cpu, cuda"),
+        (["--kv-tokens", "0"], "--kv-tokens: 0 is less than 1"),
+        (["--heartbeat", "100"], "--heartbeat: 100 s is more than half of --group-timeout (120 s)"),
+        (["--chunk-tokens", "4"], "--chunk-tokens: 4 is less than --max-running (16)"),
+    ],
+)
+def test_an_impossible_option_is_named_with_what_is_allowed(arguments: list[str], message: str) -> None:
+    done = run("serve", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    done = run("serve", "--model", str(tmp_path))
+    assert done.returncode == 2
+    assert "is a 'llama' model; supported: qwen2_5_vl" in done.stderr
+
+
+def test_kv_heads_that_the_ranks_do_not_divide(tmp_path: Path) -> None:
+    config = json.loads((DEFAULT_MODEL / "config.json").read_text())
+    config["num_key_value_heads"] = config["text_config"]["num_key_value_heads"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = run("serve", "--model", str(tmp_path), "--tp", "2")
+    assert done.returncode == 2
+    assert "2 ranks do not divide the model's num_key_value_heads (1)" in done.stderr
+
+
+def test_a_port_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run("serve", "--port", str(taken.getsockname()[1]))
+    assert done.returncode == 2
+    assert "cannot listen on" in done.stderr
+
+
+def test_version() -> None:
+    assert run("--version").stdout.strip() == coatcheck.__version__
+
+
+def test_settings_survive_the_command_line() -> None:
+    settings = RankSettings(EngineConfig(max_running=3), RankConfig(verify=True), "ipc:///a", "ipc:///b")
+    assert RankSettings.decode(settings.encode()) == settings
+    with pytest.raises(ConfigError, match="--max-running"):
+        EngineConfig(max_running=0)

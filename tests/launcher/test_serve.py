@@ -1,0 +1,178 @@
+"""``coatcheck serve`` as a user runs it: real processes, real HTTP, the official client."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from benchmarks.server import ServerProcess
+
+pytestmark = pytest.mark.timeout(150)
+
+
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
+
+
+def say(url: str, max_tokens: int = 8) -> openai.types.chat.ChatCompletion:
+    with client(url) as opened:
+        return opened.chat.completions.create(
+            model="coatcheck-default", messages=[{"role": "user", "content": "Hello!"}], max_tokens=max_tokens
+        )
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all that it started."""
+    parent = psutil.Process(pid)
+    return [parent, *parent.children(recursive=True)]
+
+
+def traces() -> set[str]:
+    """Files that a server could leave behind."""
+    places = [Path(tempfile.gettempdir()), Path("/dev/shm")]
+    return {str(path) for place in places if place.is_dir() for path in place.glob("*") if "pytest" not in path.name}
+
+
+def all_gone(processes: list[psutil.Process]) -> bool:
+    return not psutil.wait_procs(processes, timeout=15)[1]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    with ServerProcess("--tp", "2", "--strategy", "17a57fd86", "--shutdown-timeout", "5") as running:
+        yield running
+
+
+def test_the_printed_command_is_answered(server: ServerProcess) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    command = next(line for line in server.log if line.startswith("curl"))
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
+    assert '"finish_reason":"stop"' in done.stdout.replace(" ", "")
+
+
+def test_health_models_and_metrics(server: ServerProcess) -> None:
+    root = server.url.removesuffix("/v1")
+    say(server.url)
+    assert httpx.get(f"{root}/health").status_code == 200
+    assert [model.id for model in client(server.url).models.list()] == ["coatcheck-default"]
+    assert 'strategy="object-inline"' in httpx.get(f"{root}/metrics").text
+
+
+def test_seeded_sampling_repeats_alone_and_in_company(server: ServerProcess) -> None:
+    def sample(results: list[str], seed: int) -> None:
+        with client(server.url) as opened:
+            completion = opened.chat.completions.create(
+                model="coatcheck-default",
+                messages=[{"role": "user", "content": "Tell me anything."}],
+                max_tokens=24,
+                temperature=2,
+                seed=seed,
+            )
+            results.append(completion.choices[0].message.content or "")
+
+    alone: list[str] = []
+    other: list[str] = []
+    company: list[str] = []
+    sample(alone, 5)
+    sample(other, 6)
+    threads = [threading.Thread(target=sample, args=(company, 5)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert alone != other
+    assert company == alone * 6
+
+
+def test_processes_carry_names(server: ServerProcess) -> None:
+    names = {process.name() for process in family(server.process.pid)}
+    assert {"coatcheck-rank0", "coatcheck-rank1", "coatcheck-work0", "coatcheck-work1"} <= names
+
+
+def test_sigterm_lets_requests_finish_and_leaves_nothing() -> None:
+    before = traces()
+    with ServerProcess("--tp", "2", "--shutdown-timeout", "30") as server:
+        processes = family(server.process.pid)
+        say(server.url)
+        answers: list[openai.types.chat.ChatCompletion] = []
+        running = threading.Thread(target=lambda: answers.append(say(server.url, 300)))
+        running.start()
+        time.sleep(1.0)
+        assert server.stop() == 0
+        running.join(10)
+        assert answers[0].usage
+        assert answers[0].choices[0].finish_reason in ("stop", "length")
+        assert all_gone(processes)
+        assert traces() == before
+
+
+def test_a_lost_rank_ends_the_server_and_its_requests() -> None:
+    with ServerProcess("--tp", "2") as server:
+        processes = family(server.process.pid)
+        failures: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                while True:
+                    say(server.url, 2000)
+            except openai.OpenAIError as error:
+                failures.append(error)
+
+        running = threading.Thread(target=ask)
+        running.start()
+        time.sleep(1.0)
+        victim = next(process for process in processes if process.name() == "coatcheck-rank1")
+        os.kill(victim.pid, signal.SIGKILL)
+        assert server.process.wait(30) == 1
+        running.join(10)
+        assert failures
+        assert "rank 1" in server.text
+        assert "SIGKILL" in server.text
+        assert all_gone(processes)
+
+
+def test_kill_9_of_the_server_ends_everything() -> None:
+    before = traces()
+    with ServerProcess("--tp", "2") as server:
+        processes = family(server.process.pid)
+        assert len(processes) >= 5
+        server.process.kill()
+        assert all_gone(processes)
+        assert traces() == before
+
+
+def test_ranks_started_by_torchrun() -> None:
+    command = [sys.executable, "-m", "coatcheck", "serve", "--port", "0", "--external-ranks", "--tp", "2"]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as front:
+        assert front.stderr is not None
+        try:
+            assert "start the ranks" in front.stderr.readline()
+            line = front.stderr.readline().split()
+            with subprocess.Popen(line, env=environment) as ranks:
+                try:
+                    ready = front.stderr.readline()
+                    assert "ready:" in ready, ready
+                    url = next(word for word in ready.split() if word.startswith("http"))
+                    assert say(url).usage
+                    front.terminate()
+                    assert front.wait(30) == 0
+                    assert ranks.wait(30) == 0
+                finally:
+                    ranks.terminate()  # not kill: torchrun must end its ranks
+        finally:
+            front.kill()
