@@ -1,4 +1,7 @@
-"""How long a gloo broadcast takes by size, and so why a plan's head is 16 KiB: ``python -m benchmarks.plan_broadcast``."""
+"""How long a gloo broadcast takes by size, and so why a plan's head is 16 KiB.
+
+``python -m benchmarks.plan_broadcast``.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,90 @@
+"""The routes: OpenAI's, /health and /metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+
+from coatcheck.errors import BadRequest, CoatcheckError, Overloaded, RankLost
+from coatcheck.frontend.capacity import Capacity
+from coatcheck.frontend.chat import Chat
+from coatcheck.frontend.config import FrontendConfig
+from coatcheck.frontend.link import RankLink
+from coatcheck.frontend.metrics import CONTENT_TYPE, Metrics
+from coatcheck.frontend.responses import Failure, failure, http_failure, model_card
+from coatcheck.frontend.workers import WorkerPool
+
+
+class NotReady(Overloaded):
+    """No request is taken at present: the server starts or drains."""
+
+
+def create_app(config: FrontendConfig, pool: WorkerPool, link: RankLink) -> FastAPI:
+    """The ASGI application.
+
+    ``app.state.draining = True`` turns new requests away; ``app.state.capacity`` counts those inside. Raises
+    ConfigError if the model directory has no tokenizer that can be served.
+    """
+    # No interactive documentation: its pages would load scripts from elsewhere, and the one body is parsed by a worker.
+    app = FastAPI(title="coatcheck", openapi_url=None, docs_url=None, redoc_url=None)
+    app.state.draining = False
+    app.state.capacity = capacity = Capacity(config.max_waiting, config.max_held_bytes)
+    app.state.metrics = metrics = Metrics(capacity, pool.statistics, link.statistics)
+    started = int(time.time())
+
+    def check_ready() -> None:
+        if link.loss is not None:
+            raise RankLost(link.loss)
+        if app.state.draining:
+            raise NotReady("The server is shutting down")
+        if link.ranks is None or not pool.is_ready:
+            raise NotReady("The server is starting")
+
+    chat = Chat(config, pool, link, capacity, metrics, check_ready)
+    app.router.routes.append(Route("/v1/chat/completions", chat, methods=["POST"]))
+    _add_status_routes(app, metrics, check_ready)
+
+    @app.get("/v1/models")
+    async def models() -> JSONResponse:
+        return JSONResponse({"object": "list", "data": [model_card(config.model_name, started)]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        if name == config.model_name:
+            return JSONResponse(model_card(name, started))
+        message = f"The model {name[:100]!r} does not exist; this server has {config.model_name!r}"
+        return _answer(failure(BadRequest(message, param="model", code="model_not_found", status=404)))
+
+    return app
+
+
+def _add_status_routes(app: FastAPI, metrics: Metrics, check_ready: Callable[[], None]) -> None:
+    @app.get("/health")
+    async def health() -> Response:
+        try:
+            check_ready()
+        except CoatcheckError as error:
+            return _answer(failure(error))
+        return JSONResponse({"status": "ready"})
+
+    @app.get("/metrics")
+    async def metrics_page() -> Response:
+        return Response(metrics.page(), media_type=CONTENT_TYPE)
+
+    @app.exception_handler(HTTPException)
+    async def on_http_error(request: Request, error: HTTPException) -> Response:
+        detail = f"{request.method} {request.url.path}: {error.detail}"
+        return _answer(http_failure(error.status_code, detail, dict(error.headers or {})))
+
+    @app.exception_handler(Exception)
+    async def on_error(request: Request, error: Exception) -> Response:
+        return _answer(failure(error))
+
+
+def _answer(failed: Failure) -> Response:
+    return Response(failed.body, failed.status, headers=failed.headers, media_type="application/json")

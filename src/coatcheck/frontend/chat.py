@@ -1,0 +1,140 @@
+"""POST /v1/chat/completions: one request from its first byte to its last token."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+
+from starlette.types import Receive, Scope, Send
+
+from coatcheck.errors import BadRequest, CoatcheckError
+from coatcheck.frontend import generation
+from coatcheck.frontend.capacity import Capacity
+from coatcheck.frontend.config import FrontendConfig
+from coatcheck.frontend.detokenize import Vocabulary
+from coatcheck.frontend.exchange import ClientGone, Reply, read_body, until_client_leaves
+from coatcheck.frontend.generation import Piece
+from coatcheck.frontend.link import RankLink
+from coatcheck.frontend.metrics import Metrics
+from coatcheck.frontend.responses import Completion, failure
+from coatcheck.frontend.workers import WorkerPool
+from coatcheck.messages import Arrived, Processed
+
+log = logging.getLogger("coatcheck.frontend")
+
+
+class Chat:
+    """An ASGI application for the one route. Every exchange ends in exactly one outcome of the metrics."""
+
+    def __init__(
+        self,
+        config: FrontendConfig,
+        pool: WorkerPool,
+        link: RankLink,
+        capacity: Capacity,
+        metrics: Metrics,
+        check_ready: Callable[[], None],
+    ) -> None:
+        """``check_ready`` raises what a new request is to be answered with while none is taken."""
+        self._config = config
+        self._pool = pool
+        self._link = link
+        self._capacity = capacity
+        self._metrics = metrics
+        self._check_ready = check_ready
+        self._vocabulary = Vocabulary(config.model_dir)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.monotonic()
+        reply = Reply(send)
+        outcome = "ok"
+        try:
+            try:
+                async with asyncio.timeout(self._config.request_timeout_s):
+                    await self._serve(scope, receive, reply, started)
+            except ClientGone:
+                outcome = "disconnected"
+            except (CoatcheckError, TimeoutError) as error:
+                outcome = failure(error).outcome
+                await reply.fail(failure(error))
+            except Exception as error:  # the server goes on
+                log.exception("a request failed")
+                outcome = failure(error).outcome
+                await reply.fail(failure(error))
+        finally:
+            strategy = self._config.strategy
+            self._metrics.requests.labels(outcome, strategy).inc()
+            if outcome == "ok":
+                self._metrics.latency.labels(strategy).observe(time.monotonic() - started)
+
+    async def _serve(self, scope: Scope, receive: Receive, reply: Reply, started: float) -> None:
+        with self._capacity.place() as place:
+            self._check_ready()
+            body = await read_body(scope, receive, self._config.max_body_bytes, place)
+            async with until_client_leaves(receive):
+                processed, frames = await self._pool.process(body)
+                del body
+                place.hold(sum(map(len, frames)))
+                request = secrets.token_hex(16)
+                stream = self._ask(request, processed, frames)
+                del frames  # the link holds them, until they are sent
+                completion = Completion(request, self._config.model_name, len(processed.ids))
+                async with aclosing(stream):
+                    # The status waits for the first token, so that a rejection is an error status in a stream too.
+                    first = await anext(stream)
+                    place.hold(0)
+                    self._metrics.first_token.labels(self._config.strategy).observe(time.monotonic() - started)
+                    self._metrics.prompt_tokens.inc(len(processed.ids))
+                    if processed.stream:
+                        await self._stream(reply, completion, first, stream, processed.include_usage)
+                    else:
+                        await self._whole(reply, completion, first, stream)
+
+    def _ask(self, request: str, processed: Processed, frames: list[memoryview]) -> AsyncGenerator[Piece, None]:
+        needed, there = len(processed.ids) + processed.sampling.max_tokens, self._link.ranks
+        if there is not None and needed > there.kv_tokens:  # the ranks could never admit it
+            raise BadRequest(
+                f"The prompt and max_tokens need room for {needed} tokens; this server has {there.kv_tokens}",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        arrived = Arrived(
+            request=request,
+            strategy=self._config.strategy,
+            ids=processed.ids,
+            items=processed.items,
+            sampling=processed.sampling,
+        )
+        answer = self._link.submit(arrived, frames)
+        return generation.pieces(answer, self._vocabulary, processed.stop)
+
+    async def _whole(self, reply: Reply, completion: Completion, piece: Piece, stream: AsyncIterator[Piece]) -> None:
+        texts = [piece.text]
+        async for piece in stream:
+            texts.append(piece.text)
+        assert piece.finish is not None
+        self._metrics.generated_tokens.inc(piece.tokens)
+        await reply.json(200, completion.whole("".join(texts), piece.finish, piece.tokens))
+
+    async def _stream(
+        self, reply: Reply, completion: Completion, piece: Piece, stream: AsyncIterator[Piece], include_usage: bool
+    ) -> None:
+        await reply.event(completion.chunk({"role": "assistant", "content": ""}, None, include_usage))
+        await self._delta(reply, completion, piece, include_usage)
+        async for piece in stream:
+            await self._delta(reply, completion, piece, include_usage)
+        self._metrics.generated_tokens.inc(piece.tokens)
+        await reply.event(completion.chunk({}, piece.finish, include_usage))
+        if include_usage:
+            await reply.event(completion.usage_chunk(piece.tokens))
+        await reply.event(b"[DONE]")
+        await reply.end()
+
+    @staticmethod
+    async def _delta(reply: Reply, completion: Completion, piece: Piece, include_usage: bool) -> None:
+        if piece.text:
+            await reply.event(completion.chunk({"content": piece.text}, None, include_usage))

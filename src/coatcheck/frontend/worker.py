@@ -1,0 +1,83 @@
+"""The image-processing process: takes jobs one at a time, answers each with a record.
+
+:class:`coatcheck.frontend.workers.WorkerPool` starts it with the arguments ADDRESS, IDENTITY, CONFIG. It leaves when
+its standard input ends, and dies with its parent. Its state is worthless: killing it costs the job at hand.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from typing import TYPE_CHECKING
+
+import zmq
+
+from coatcheck import process, wire
+from coatcheck.errors import BadRequest
+from coatcheck.frontend.config import FrontendConfig, from_json
+from coatcheck.messages import Failed, Job, Refused, ToWorker, WorkerReady
+
+if TYPE_CHECKING:
+    from coatcheck.frontend.processor import Processor
+
+log = logging.getLogger("coatcheck.worker")
+
+
+def main(address: str, identity: str, config_json: str) -> None:
+    """Serves jobs until standard input ends. ``identity`` is "place.life" in the pool."""
+    place = identity.partition(".")[0]
+    process.set_name(f"coatcheck-work{place}")  # "worker0" would not fit into the kernel's 15 characters
+    process.die_with_parent()
+    process.leave_signals_to_parent()
+    logging.basicConfig(format=f"%(asctime)s coatcheck-worker{place} %(levelname)s %(message)s")
+    context = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.IDENTITY, identity.encode())
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.connect(address)
+    try:
+        serve(socket, from_json(config_json))
+    finally:
+        context.destroy(linger=0)
+
+
+def serve(socket: zmq.Socket[bytes], config: FrontendConfig) -> None:
+    """Loads the model's processor, reports WorkerReady, answers jobs."""
+    import torch
+    from PIL import Image
+
+    from coatcheck.frontend.processor import Processor
+
+    torch.set_num_threads(1)  # as many workers as cores, not as many threads each
+    Image.MAX_IMAGE_PIXELS = None  # this process enforces max_pixels from each header instead
+    processor = Processor(config)
+    decode = wire.Decoder[ToWorker](ToWorker)
+    wire.send(socket, WorkerReady(pid=os.getpid()))
+    poller = zmq.Poller()
+    poller.register(socket, zmq.POLLIN)
+    poller.register(sys.stdin.fileno(), zmq.POLLIN)
+    while True:
+        if sys.stdin.fileno() in dict(poller.poll()):
+            return  # nothing is ever written to it, so this is its end
+        answer(socket, processor, decode)
+
+
+def answer(socket: zmq.Socket[bytes], processor: Processor, decode: wire.Decoder[Job]) -> None:
+    """Receives one job and sends exactly one record back, whatever happens in it. Keeps nothing of it."""
+    record, frames = wire.split(socket.recv_multipart(copy=False))
+    job = decode(record)
+    try:
+        processed, pixels = processor.process(job.job, frames[0])
+        wire.send(socket, processed, [values.data.cast("B") for values in pixels])
+    except BadRequest as error:
+        refused = Refused(job=job.job, message=str(error), param=error.param, code=error.code, status=error.status)
+        wire.send(socket, refused)
+    except Exception as error:
+        log.error("job %d failed:\n%s", job.job, traceback.format_exc())
+        wire.send(socket, Failed(job=job.job, message=f"The request could not be processed ({type(error).__name__})"))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])
