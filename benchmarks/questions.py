@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from openai import AsyncOpenAI
-
 from training.evaluate import Sample
 from training.scenes import encode_png
 

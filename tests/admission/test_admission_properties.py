@@ -1,8 +1,8 @@
 """The admission logic under any interleaving, without processes.
 
 A model of the group: the entry rank's ledger, and per rank a queue of plans on the way and a table of parked inputs.
-Hypothesis chooses the order of arrivals, of plans executed, of reports delivered (late, reordered, failing), of
-aborts and finishes.
+Hypothesis chooses the order of arrivals, of plans executed, of inputs materialized, of reports delivered (late,
+reordered, failing), of aborts and finishes.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Group(RuleBasedStateMachine):
         self.running: list[str] = []
         self.plans: list[deque[Step]] = [deque() for _ in range(ranks)]
         self.parked: list[Parked[str]] = [Parked(rank) for rank in range(ranks)]
+        self.materializing: list[list[str]] = [[] for _ in range(ranks)]
         self.seen: list[list[tuple[str, str]]] = [[] for _ in range(ranks)]  # (what, request) as each rank executed it
         self.reports: list[tuple[str, int, str | None]] = []
         self.failing: set[tuple[str, int]] = set()
@@ -130,17 +131,31 @@ class Group(RuleBasedStateMachine):
 
     def _execute(self, rank: int, step: Step) -> None:
         for request in step.arrivals:
-            failed = (request, rank) in self.failing
-            self.parked[rank].park(request, None if failed else request)
-            self.reports.append((request, rank, "broken" if failed else None))
-            if not failed:
-                self.succeeded.add((request, rank))
+            self.parked[rank].expect(request)
+            self.materializing[rank].append(request)
         for request in step.ended:
             self.parked[rank].drop(request)
             self.seen[rank].append(("ended", request))
         for request in step.admitted:
             assert self.parked[rank].admit(request) == request  # raises if this rank has no inputs
             self.seen[rank].append(("admitted", request))
+
+    @rule(data=st.data())
+    def rank_has_materialized(self, data: st.DataObject) -> None:
+        """At once (inline) or plans later (background), perhaps after the request has ended."""
+        rank = data.draw(st.integers(0, self.ranks - 1))
+        if self.materializing[rank]:
+            index = data.draw(st.integers(0, len(self.materializing[rank]) - 1))
+            self._materialize(rank, self.materializing[rank].pop(index))
+
+    def _materialize(self, rank: int, request: str) -> None:
+        if (request, rank) in self.failing:
+            self.reports.append((request, rank, "broken"))
+            return
+        ended = ("ended", request) in self.seen[rank]
+        assert self.parked[rank].park(request, request) != ended
+        self.reports.append((request, rank, None))
+        self.succeeded.add((request, rank))
 
     @rule(data=st.data())
     def report_comes_in(self, data: st.DataObject) -> None:
@@ -174,6 +189,8 @@ class Group(RuleBasedStateMachine):
         for rank, queue in enumerate(self.plans):
             while queue:
                 self._execute(rank, queue.popleft())
+            for request in self.materializing[rank]:
+                self._materialize(rank, request)
         self.ranks_never_diverge()
         assert self.ends == Counter({f"r{index}": 1 for index in range(self.names)})
         assert self.ledger.open() == ()

@@ -93,5 +93,7 @@ def test_strategies_are_found_by_name_and_alias() -> None:
         assert strategy_named(name).name == canonical(name) == name
     for alias, name in ALIASES.items():
         assert strategy_named(alias).name == name
-    with pytest.raises(UnknownStrategy, match=r"'fast'.*object-inline, dict-inline, 17a57fd86"):
+    with pytest.raises(
+        UnknownStrategy, match=r"'fast'.*object-inline, object-background, dict-inline, dict-background, 17a57fd86"
+    ):
         strategy_named("fast")

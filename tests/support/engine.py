@@ -69,7 +69,7 @@ class Engine:
             events=self._endpoints[1].address,
         )
         root = Path(__file__).parents[2]
-        os.environ["PYTHONPATH"] = str(root)
+        os.environ["PYTHONPATH"] = f"{root}/src:{root}"
         self.processes = RankProcesses(settings, size, (sys.executable, "-m", "tests.support.faulty_rank"))
         self.ready = self._wait_ready()
 

@@ -21,6 +21,15 @@ from coatcheck.errors import RankLost
 from coatcheck.ranks.settings import STORE_FD
 
 
+@contextmanager
+def collective() -> Iterator[None]:
+    """A collective within fails only because a rank is gone or hangs: RankLost."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankLost(f"the other ranks were lost in a collective: {str(error).splitlines()[0]}") from error
+
+
 @dataclass(frozen=True)
 class Group:
     """One rank's membership. ``close`` when done."""
@@ -30,24 +39,17 @@ class Group:
     store: Store
     control: dist.ProcessGroup
     model: dist.ProcessGroup
+    lane: dist.ProcessGroup
 
     def all_reduce(self, tensor: torch.Tensor) -> None:
         """Sums ``tensor`` in place over the ranks (model group)."""
-        with self.collective():
+        with collective():
             dist.all_reduce(tensor, group=self.model)
 
     def broadcast(self, tensor: torch.Tensor) -> None:
         """The entry rank's ``tensor`` (host memory) into everybody's (control group)."""
-        with self.collective():
+        with collective():
             dist.broadcast(tensor, src=0, group=self.control)
-
-    @contextmanager
-    def collective(self) -> Iterator[None]:
-        """A collective within fails only because a rank is gone or hangs: RankLost."""
-        try:
-            yield
-        except RuntimeError as error:
-            raise RankLost(f"rank {self.rank} lost the others in a collective: {str(error).splitlines()[0]}") from error
 
     def close(self) -> None:
         """Waits (bounded) until every rank has come here, then leaves the groups."""
@@ -80,4 +82,5 @@ def join(device: torch.device, timeout_s: float) -> Group:
     control = dist.group.WORLD
     assert control is not None
     model = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=timeout)
-    return Group(rank, size, PrefixStore("coatcheck", store), control, model)
+    lane = dist.new_group(backend="gloo", timeout=timeout)
+    return Group(rank, size, PrefixStore("coatcheck", store), control, model, lane)

@@ -1,26 +1,31 @@
 """The step loop, the same on every rank.
 
 Each step a rank gets one plan (the entry rank makes and broadcasts it, the others receive it) and executes it in the
-order in which the plan is written: arrivals are materialized and parked, ended requests dropped, admitted ones handed
-to the runner, the batch computed. Every choice on which ranks must agree is in the plan; none is made here.
+order in which the plan is written: arrivals are materialized (here, or in the lane) and parked, ended requests
+dropped, admitted ones handed to the runner, the batch computed. Every choice on which ranks must agree is in the
+plan; none is made here.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from coatcheck.admission import Parked
 from coatcheck.engine.runner import Outcome, Runner
-from coatcheck.errors import RankLost
+from coatcheck.errors import RankLost, RanksDisagree, UnknownStrategy
 from coatcheck.messages import Admit, Arrived, Plan, Ready, Report, Sampling
-from coatcheck.strategies.base import Exchange, Materializer
+from coatcheck.ranks.lane import Job, Lane
+from coatcheck.strategies.base import Exchange, Materializer, Strategy
 from coatcheck.strategies.inputs import MultimodalInputs
-from coatcheck.strategies.table import strategy_named
+from coatcheck.strategies.table import Timing, strategy_named
 from coatcheck.wire import Buffer
 
 log = logging.getLogger(__name__)
+
+LANE_EXIT_S = 5.0  # for what the lane has under way when a plan says stop
 
 
 class Role(Protocol):
@@ -39,15 +44,27 @@ class Role(Protocol):
         ...
 
 
-class Rank:
-    """One rank's step loop."""
+@dataclass(frozen=True)
+class Delivery:
+    """What one thread delivers with: its own process group and its own way to report."""
 
-    def __init__(self, rank: int, role: Role, exchange: Exchange, materialize: Materializer, runner: Runner) -> None:
+    exchange: Exchange
+    report: Callable[[Report], None]
+
+
+class Rank:
+    """One rank's step loop, and its lane."""
+
+    def __init__(
+        self, rank: int, role: Role, inline: Delivery, background: Delivery, materialize: Materializer, runner: Runner
+    ) -> None:
         self._rank = rank
         self._role = role
-        self._exchange = exchange
+        self._inline = inline
+        self._background = background
         self._materialize = materialize
         self._runner = runner
+        self._lane = Lane(rank)
         self._parked: Parked[tuple[MultimodalInputs, Sampling]] = Parked(rank)
 
     def run(self) -> None:
@@ -59,7 +76,9 @@ class Rank:
             plan, frames = self._role.next_plan()
             self._execute(plan, frames)
             if plan.stop:
-                return
+                break
+        if not self._lane.close(LANE_EXIT_S):
+            log.warning("rank %d: the lane did not end in %g s", self._rank, LANE_EXIT_S)
 
     def _execute(self, plan: Plan, frames: Sequence[Buffer]) -> None:
         first = 0
@@ -76,19 +95,37 @@ class Rank:
             self._role.executed(self._runner.execute(plan.work))
 
     def _arrive(self, arrived: Arrived, frames: Sequence[Buffer]) -> None:
-        """Materializes and reports. Any exception is this rank's failure on this request, and nothing else's."""
-        error = None
+        """Materializes here, or has the lane do it."""
+        self._parked.expect(arrived.request)
         try:
             strategy = strategy_named(arrived.strategy)
-            inputs = strategy.deliver(arrived, frames, self._exchange, self._materialize)
+        except UnknownStrategy as error:  # on every rank alike
+            self._inline.report(Ready(arrived.request, self._rank, str(error)))
+            return
+        if strategy.timing is Timing.INLINE:
+            self._deliver(arrived, frames, strategy, self._inline)
+            return
+        self._lane.submit(
+            Job(
+                request=arrived.request,
+                collective=strategy.carrier.collective,
+                wanted=lambda: self._parked.expected(arrived.request),
+                run=lambda: self._deliver(arrived, frames, strategy, self._background),
+            )
+        )
+
+    def _deliver(self, arrived: Arrived, frames: Sequence[Buffer], strategy: Strategy, delivery: Delivery) -> None:
+        """Materializes, parks and reports. Any exception is this rank's failure on this request, and nothing else's."""
+        error = None
+        try:
+            inputs = strategy.carrier.deliver(arrived, frames, delivery.exchange, self._materialize)
             self._parked.park(arrived.request, (inputs, arrived.sampling))
-        except RankLost:
+        except (RankLost, RanksDisagree):
             raise  # no failure of this request: the group is broken
         except Exception as exception:
             error = f"{type(exception).__name__}: {exception}"
             log.warning("rank %d: request %s cannot be materialized: %s", self._rank, arrived.request, error)
-            self._parked.park(arrived.request, None)
-        self._role.report(Ready(arrived.request, self._rank, error))
+        delivery.report(Ready(arrived.request, self._rank, error))
 
     def _admit(self, admit: Admit) -> None:
         inputs, sampling = self._parked.admit(admit.request)

@@ -27,7 +27,7 @@ from coatcheck.ranks.entry import EntryRole, EntrySockets
 from coatcheck.ranks.exchange import EntryExchange, FollowerExchange
 from coatcheck.ranks.follower import FollowerRole
 from coatcheck.ranks.group import Group, join
-from coatcheck.ranks.loop import Rank, Role
+from coatcheck.ranks.loop import Delivery, Rank, Role
 from coatcheck.ranks.plans import PlanChannel
 from coatcheck.ranks.settings import RankSettings
 from coatcheck.ranks.verify import Digests, VerifyingRunner
@@ -91,11 +91,15 @@ def _serve(
     )
     channel = PlanChannel(group)
     role: Role
-    exchange: Exchange
+    inline: Exchange
+    background: Exchange
     if group.rank == 0:
-        role, exchange = _entry(settings, group, context, channel), EntryExchange(group)
+        role = _entry(settings, group, context, channel)
+        inline, background = EntryExchange(group.control), EntryExchange(group.lane)
     else:
-        role, exchange = _follower(group, context, channel), FollowerExchange(group)
+        role = _follower(group, context, channel)
+        inline, background = FollowerExchange(group.control), FollowerExchange(group.lane)
+    lane_reports = _reports(group, context)  # sockets belong to one thread each
 
     def failed(request: str, reason: str) -> None:
         log.warning("rank %d: request %s failed: %s", group.rank, request, reason)
@@ -104,7 +108,14 @@ def _serve(
     runner: Runner = ModelRunner(model, pool, device, samples=group.rank == 0, failed=failed)
     if settings.ranks.verify:
         runner = VerifyingRunner(runner, group.rank, role.report)
-    Rank(group.rank, role, exchange, materialize, runner).run()
+    Rank(
+        rank=group.rank,
+        role=role,
+        inline=Delivery(inline, role.report),
+        background=Delivery(background, lambda report: send(lane_reports, report)),
+        materialize=materialize,
+        runner=runner,
+    ).run()
 
 
 def _entry(
@@ -133,11 +144,17 @@ def _entry(
 
 
 def _follower(group: Group, context: zmq.Context[zmq.Socket[bytes]], channel: PlanChannel) -> FollowerRole:
+    reports = _reports(group, context)
+    dist.all_gather_object([0] * group.size, os.getpid(), group=group.control)
+    return FollowerRole(channel, reports)
+
+
+def _reports(group: Group, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    """A way for one thread of this rank to report to the entry rank."""
     reports = context.socket(zmq.PUSH)
     reports.set_hwm(0)
     reports.connect(group.store.get("reports").decode())
-    dist.all_gather_object([0] * group.size, os.getpid(), group=group.control)
-    return FollowerRole(channel, reports)
+    return reports
 
 
 def _device(wanted: str, ranks: int) -> torch.device:

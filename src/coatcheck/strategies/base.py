@@ -1,12 +1,13 @@
-"""The Protocol behind which all strategies stand.
+"""The two axes of a strategy, and the Protocol behind which all carriers stand.
 
-A strategy is a *carrier* (what crosses to the ranks) and a *timing* (where materialization runs). Adding one means
-adding a file and a line in :mod:`coatcheck.strategies.table`; the contract suite then runs over it.
+A strategy is a *carrier* (what crosses to the ranks) and a *timing* (where materialization runs). A new carrier is a
+file and its lines in :mod:`coatcheck.strategies.table`; the contract suite then runs over it.
 
 Invariants, whatever the strategy:
 
-* ``deliver`` is called on every rank for every request, in plan order.
-* If a strategy uses a collective for a request, every rank takes part in it, also when its own part failed: the
+* ``deliver`` is called on every rank for every request, in plan order: on the scheduler's thread (inline) or in the
+  lane.
+* If a carrier uses a collective for a request, every rank takes part in it, also when its own part failed: the
   failing rank sends a marker in its place. So a failure is an error on some ranks or on all, never a hang.
 * Every rank consumes bit-identical inputs under all strategies.
 """
@@ -14,10 +15,12 @@ Invariants, whatever the strategy:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from coatcheck.messages import Arrived
 from coatcheck.strategies.inputs import MultimodalInputs
+from coatcheck.strategies.table import Timing
 from coatcheck.wire import Buffer
 
 Materializer = Callable[[Arrived, Sequence[Buffer]], MultimodalInputs]
@@ -28,22 +31,26 @@ Raises MaterializeError (or anything else: taken as a failure on this rank).
 
 
 class Exchange(Protocol):
-    """What the entry rank makes, given to all ranks of the group. A collective: called on every rank in plan order."""
+    """What the entry rank makes, given to all ranks of the group.
 
-    def share(self, make: Callable[[], MultimodalInputs]) -> MultimodalInputs:
+    A collective: called on every rank in the same order.
+    """
+
+    def share(self, request: str, make: Callable[[], MultimodalInputs]) -> MultimodalInputs:
         """Runs ``make`` on the entry rank only and returns its result on every rank.
 
-        Raises MaterializeError on every rank if ``make`` raised on the entry rank.
+        Raises MaterializeError on every rank if ``make`` raised on the entry rank; RanksDisagree if this rank's call
+        and the entry rank's are not for the same request, or not the same call in order.
         """
         ...
 
 
-class Strategy(Protocol):
-    """How one request's inputs reach a rank."""
+class Carrier(Protocol):
+    """What crosses to the ranks for one request, and how it becomes this rank's inputs."""
 
     @property
-    def name(self) -> str:
-        """``carrier-timing``, the name users know."""
+    def collective(self) -> bool:
+        """True if ``deliver`` uses the exchange."""
         ...
 
     def deliver(
@@ -51,3 +58,12 @@ class Strategy(Protocol):
     ) -> MultimodalInputs:
         """This rank's inputs for the request. An exception is this rank's failure on this request, nothing more."""
         ...
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way for pixels to reach the ranks, as users name it."""
+
+    name: str
+    carrier: Carrier
+    timing: Timing

@@ -1,7 +1,8 @@
-"""The strategies there are, by name. Importing this imports none of them: the front end knows names only."""
+"""The strategies there are, by name. Importing this imports no carrier: the front end knows names only."""
 
 from __future__ import annotations
 
+from enum import Enum
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -11,12 +12,27 @@ from coatcheck.errors import UnknownStrategy
 if TYPE_CHECKING:
     from coatcheck.strategies.base import Strategy
 
-STRATEGIES = {  # name: module in this folder, class
-    "object-inline": ("object_inline", "ObjectInline"),
-    "dict-inline": ("dict_inline", "DictInline"),
+
+class Timing(Enum):
+    """Where materialization runs."""
+
+    INLINE = "inline"  # on the scheduler's thread
+    BACKGROUND = "background"  # in the lane
+
+
+CARRIERS = {  # name: module in this folder, class
+    "object": ("object_carrier", "ObjectCarrier"),
+    "dict": ("dict_carrier", "DictCarrier"),
 }
 
-ALIASES = {"17a57fd86": "object-inline", "lazy": "dict-inline"}
+STRATEGIES = {f"{carrier}-{timing.value}": (carrier, timing) for carrier in CARRIERS for timing in Timing}
+
+ALIASES = {
+    "17a57fd86": "object-inline",
+    "async": "object-background",
+    "lazy": "dict-inline",
+    "combined": "dict-background",
+}
 
 
 def canonical(name: str) -> str:
@@ -31,6 +47,8 @@ def canonical(name: str) -> str:
 @cache
 def strategy_named(name: str) -> Strategy:
     """The strategy of that name or alias. Raises UnknownStrategy."""
-    module, kind = STRATEGIES[canonical(name)]
-    strategy: Strategy = getattr(import_module(f"coatcheck.strategies.{module}"), kind)()
-    return strategy
+    from coatcheck.strategies.base import Strategy
+
+    carrier, timing = STRATEGIES[canonical(name)]
+    module, kind = CARRIERS[carrier]
+    return Strategy(canonical(name), getattr(import_module(f"coatcheck.strategies.{module}"), kind)(), timing)

@@ -1,7 +1,7 @@
-"""``dict-inline`` (alias ``lazy``): scheme 2 of the notes, and SGLang's default today.
+"""The ``dict`` carrier: raw inputs ride in the request broadcast, every rank materializes for itself.
 
-The raw inputs rode in the request broadcast, so there is no second one: every rank materializes for itself, in
-parallel with the others, on the scheduler's thread. The price is that each rank repeats the same work.
+No second broadcast; the price is that each rank repeats the same work. Inline it is scheme 2 of the notes, lazy
+materialization, and SGLang's default today; in the background it is scheme 3, the combination.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from coatcheck.wire import Buffer
 
 
 @dataclass(frozen=True)
-class DictInline:
-    """Carrier: dict. Timing: inline."""
+class DictCarrier:
+    """See :class:`coatcheck.strategies.base.Carrier`."""
 
-    name: str = "dict-inline"
+    collective: bool = False
 
     def deliver(
         self, arrived: Arrived, frames: Sequence[Buffer], exchange: Exchange, materialize: Materializer
     ) -> MultimodalInputs:
-        """See :class:`coatcheck.strategies.base.Strategy`."""
+        """See :class:`coatcheck.strategies.base.Carrier`."""
         return materialize(arrived, frames)

@@ -1,0 +1,29 @@
+"""The ``object`` carrier: the entry rank materializes, the pickled object is broadcast.
+
+Inline it is the regression, kept as a contender: 17a57fd86 (SGLang PR #11910) ships the materialized object to the
+other ranks with ``broadcast_object_list`` on the scheduler's thread, although the raw inputs already rode in the
+request broadcast. In the background it is scheme 1 of the notes, asynchronous communication.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from coatcheck.messages import Arrived
+from coatcheck.strategies.base import Exchange, Materializer
+from coatcheck.strategies.inputs import MultimodalInputs
+from coatcheck.wire import Buffer
+
+
+@dataclass(frozen=True)
+class ObjectCarrier:
+    """See :class:`coatcheck.strategies.base.Carrier`."""
+
+    collective: bool = True
+
+    def deliver(
+        self, arrived: Arrived, frames: Sequence[Buffer], exchange: Exchange, materialize: Materializer
+    ) -> MultimodalInputs:
+        """See :class:`coatcheck.strategies.base.Carrier`."""
+        return exchange.share(arrived.request, lambda: materialize(arrived, frames))
