@@ -26,7 +26,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--strategy", "fast"], "known: object-inline, dict-inline, 17a57fd86"),
+        (["--strategy", "fast"], "known: object-inline, object-background, dict-inline, dict-background, 17a57fd86"),
         (["--tp", "3"], "3 ranks do not divide the model's num_attention_heads (4)"),
         (["--tp", "0"], "--tp: 0 ranks; allowed: 1 to 64"),
         (["--model", "/nowhere"], "--model: /nowhere has no readable config.json"),
