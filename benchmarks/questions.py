@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from openai import AsyncOpenAI
+
 from training.evaluate import Sample
 from training.scenes import encode_png
 

@@ -14,10 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-from training.evaluate import FORMS, held_out, held_out_form
-
 from benchmarks.questions import ask_all
 from benchmarks.server import ServerProcess
+from training.evaluate import FORMS, held_out, held_out_form
 
 
 def main() -> int:

@@ -18,11 +18,11 @@ from typing import Any
 
 import openai
 import psutil
-from training.evaluate import DEFAULT_MODEL, Generator, Sample, held_out, held_out_form
 
 from benchmarks.questions import MODEL, ask, client, data_url, messages
 from benchmarks.server import ServerProcess
 from coatcheck.strategies.table import STRATEGIES
+from training.evaluate import DEFAULT_MODEL, Generator, Sample, held_out, held_out_form
 
 HANG_S = 60.0  # no request may take longer
 

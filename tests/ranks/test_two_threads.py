@@ -1,4 +1,4 @@
-"""Why the lane has one thread: scheme 1 as sketched in the notes, a pool of two on one process group, mixes requests up.
+"""Why the lane has one thread: the pool of two in the notes' scheme 1, on one process group, mixes requests up.
 
 Two ranks; requests A and B are handed to the pool in the same order on both. On the entry rank A takes longer to
 materialize, so its second thread broadcasts B first; on the other rank the thread that waits for A takes what comes.
