@@ -45,6 +45,7 @@ class ServerProcess:
             self.log.append(line.rstrip())
             if found := _READY.search(line):
                 self.url = found[1]
+            elif self.url and line.startswith("curl"):  # the last line of the announcement
                 self._ready.set()
 
     @property

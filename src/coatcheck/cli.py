@@ -115,26 +115,13 @@ def serve(
 
 @app.command()
 def rank(
-    requests: Annotated[str, typer.Option(help="Where the front end sends requests, as it prints.")],
-    events: Annotated[str, typer.Option(help="Where the front end takes answers, as it prints.")],
-    model: Model = DEFAULT_MODEL,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    max_running: MaxRunning = 16,
-    kv_tokens: KvTokens = 32_768,
-    chunk_tokens: ChunkTokens = 512,
-    encode_patches: EncodePatches = 4_096,
-    ready_timeout: ReadyTimeout = 30.0,
-    heartbeat: Heartbeat = 10.0,
-    group_timeout: GroupTimeout = 120.0,
-    verify: Verify = False,
+    settings: Annotated[str, typer.Argument(help="The rank's settings, as serve --external-ranks prints them.")],
 ) -> None:
     """Run one rank, started by torchrun on the front end's host."""
     from coatcheck.ranks.main import run
     from coatcheck.ranks.settings import RankSettings
 
-    engine = EngineConfig(model.absolute(), device, dtype, max_running, kv_tokens, chunk_tokens, encode_patches)
-    run(RankSettings(engine, RankConfig(ready_timeout, heartbeat, group_timeout, verify), requests, events))
+    run(RankSettings.decode(settings))
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -72,32 +73,6 @@ def test_health_models_and_metrics(server: ServerProcess) -> None:
     assert 'strategy="object-inline"' in httpx.get(f"{root}/metrics").text
 
 
-def test_seeded_sampling_repeats_alone_and_in_company(server: ServerProcess) -> None:
-    def sample(results: list[str], seed: int) -> None:
-        with client(server.url) as opened:
-            completion = opened.chat.completions.create(
-                model="coatcheck-default",
-                messages=[{"role": "user", "content": "Tell me anything."}],
-                max_tokens=24,
-                temperature=2,
-                seed=seed,
-            )
-            results.append(completion.choices[0].message.content or "")
-
-    alone: list[str] = []
-    other: list[str] = []
-    company: list[str] = []
-    sample(alone, 5)
-    sample(other, 6)
-    threads = [threading.Thread(target=sample, args=(company, 5)) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert alone != other
-    assert company == alone * 6
-
-
 def test_processes_carry_names(server: ServerProcess) -> None:
     names = {process.name() for process in family(server.process.pid)}
     assert {"coatcheck-rank0", "coatcheck-rank1", "coatcheck-work0", "coatcheck-work1"} <= names
@@ -155,24 +130,48 @@ def test_kill_9_of_the_server_ends_everything() -> None:
         assert traces() == before
 
 
-def test_ranks_started_by_torchrun() -> None:
+@pytest.fixture
+def torchrun_server() -> Iterator[tuple[subprocess.Popen[str], subprocess.Popen[bytes], str]]:
+    """A front end that does not start its ranks, the torchrun that does, and the URL."""
     command = [sys.executable, "-m", "coatcheck", "serve", "--port", "0", "--external-ranks", "--tp", "2"]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as front:
-        assert front.stderr is not None
         try:
+            assert front.stderr is not None
             assert "start the ranks" in front.stderr.readline()
-            line = front.stderr.readline().split()
-            with subprocess.Popen(line, env=environment) as ranks:
+            with subprocess.Popen(shlex.split(front.stderr.readline()), env=environment) as ranks:
                 try:
                     ready = front.stderr.readline()
                     assert "ready:" in ready, ready
                     url = next(word for word in ready.split() if word.startswith("http"))
                     assert say(url).usage
-                    front.terminate()
-                    assert front.wait(30) == 0
-                    assert ranks.wait(30) == 0
+                    yield front, ranks, url
                 finally:
                     ranks.terminate()  # not kill: torchrun must end its ranks
         finally:
             front.kill()
+
+
+External = tuple[subprocess.Popen[str], subprocess.Popen[bytes], str]
+
+
+def test_ranks_started_by_torchrun_leave_with_the_front_end(torchrun_server: External) -> None:
+    front, ranks, _ = torchrun_server
+    front.terminate()
+    assert front.wait(30) == 0
+    assert ranks.wait(30) == 0
+
+
+def test_ranks_started_by_torchrun_end_when_the_front_end_is_killed(torchrun_server: External) -> None:
+    front, ranks, _ = torchrun_server
+    front.kill()
+    assert ranks.wait(30) == 0
+
+
+def test_the_front_end_ends_when_ranks_started_by_torchrun_are_killed(torchrun_server: External) -> None:
+    front, ranks, url = torchrun_server
+    for process in family(ranks.pid)[1:]:
+        process.kill()
+    assert front.wait(30) == 1
+    with pytest.raises(openai.APIConnectionError):
+        say(url)

@@ -74,7 +74,7 @@ def test_a_failure_on_one_rank_rejects_everywhere_and_others_go_on(
         assert [before.tokens, *[result.tokens for result in after]] == [expected] * 3
 
 
-def test_a_late_rank_delays_only_its_request(engine: Engine, strategy: str, workload: Workload) -> None:
+def test_a_late_rank_gives_the_same_answer_later(engine: Engine, strategy: str, workload: Workload) -> None:
     rank = 0 if strategy.startswith("object") else engine.size - 1
     requests = [workload.request(fresh(label), strategy, [(8, 8)]) for label in (f"fault=late@{rank}", "b")]
     for request in requests:
@@ -143,14 +143,22 @@ def test_background_work_lets_others_overtake(engine: Engine, workload: Workload
 
 
 def test_an_aborted_background_collective_is_executed_all_the_same(engine: Engine, workload: Workload) -> None:
+    if engine.size == 1:
+        pytest.skip("one rank has nobody to get out of step with")
+    # Entry rank and follower 1 come to the aborted request's turn with different knowledge: the plan that carries the
+    # abort also carries an arrival that holds follower 1 up inline, before it reads of the abort; the entry rank's
+    # lane is late, and has read it by then.
     first = workload.request(fresh("fault=late@0"), "object-background", [(8, 8)])
     aborted = workload.request(fresh("aborted"), "object-background", [(8, 8)], seed=1)
+    holding = workload.request(fresh("fault=hang@1"), "dict-inline", [(8, 8)], seed=3)
     last = workload.request(fresh("last"), "object-background", [(8, 8)], seed=2)
     for request in (first, aborted, last):
         engine.submit(request.arrived, request.frames)
-    engine.pump(0.3)
+    engine.pump(0.5)
+    engine.submit(holding.arrived, holding.frames)
     engine.abort(aborted.arrived.request)
     one, two, three = engine.wait(*[request.arrived.request for request in (first, aborted, last)])
+    engine.wait(holding.arrived.request)
     assert two.finish == "abort"
     assert one.digest == workload.digest(first)
     assert three.digest == workload.digest(last), "the lane took another request's inputs"

@@ -63,13 +63,13 @@ class Engine:
         self._endpoints = [PrivateEndpoint(self._requests), PrivateEndpoint(self._events)]
         self.results: dict[str, Result] = {}
         settings = RankSettings(
-            engine=EngineConfig(model=model, device="cpu", **engine),
+            engine=EngineConfig(model=model, **{"device": "cpu", **engine}),
             ranks=ranks or RankConfig(ready_timeout_s=5, verify=True),
             requests=self._endpoints[0].address,
             events=self._endpoints[1].address,
         )
         root = Path(__file__).parents[2]
-        os.environ["PYTHONPATH"] = f"{root}/src:{root}"
+        os.environ["PYTHONPATH"] = os.pathsep.join([f"{root}/src", str(root), os.environ.get("PYTHONPATH", "")])
         self.processes = RankProcesses(settings, size, (sys.executable, "-m", "tests.support.faulty_rank"))
         self.ready = self._wait_ready()
 

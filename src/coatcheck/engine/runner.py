@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -46,7 +46,8 @@ class Runner(Protocol):
 
 @dataclass
 class _Running:
-    inputs: MultimodalInputs
+    inputs: MultimodalInputs  # without pixels
+    pixels: dict[int, torch.Tensor]  # by item, until it is encoded: a view may pin a buffer of many requests
     kv_start: int
     sampler: Sampler
     features: dict[int, torch.Tensor] = field(default_factory=dict)  # by item: (count, hidden), until prefill passed it
@@ -76,7 +77,9 @@ class ModelRunner:
 
     def admit(self, admit: Admit, inputs: MultimodalInputs, sampling: Sampling) -> None:
         """See :class:`Runner`."""
-        self._running[admit.request] = _Running(inputs, admit.kv_start, Sampler(sampling))
+        pixels = {index: item.pixels for index, item in enumerate(inputs.items)}
+        bare = replace(inputs, items=tuple(replace(item, pixels=item.pixels[:0].clone()) for item in inputs.items))
+        self._running[admit.request] = _Running(bare, pixels, admit.kv_start, Sampler(sampling))
 
     def release(self, request: str) -> None:
         """See :class:`Runner`."""
@@ -114,7 +117,7 @@ class ModelRunner:
         item = running.inputs.items[index]
         weight = self._embed.weight
         try:
-            pixels = item.pixels.to(self._device, weight.dtype)
+            pixels = running.pixels.pop(index).to(self._device, weight.dtype)
             grid = torch.tensor([item.grid], device=self._device)
             features: torch.Tensor = self._visual(pixels, grid_thw=grid).pooler_output
             return features.to(weight.dtype)

@@ -6,9 +6,11 @@ import torch
 
 from coatcheck.messages import Sampling
 
+GREEDY_BELOW = 1e-4  # a temperature under this picks the likeliest token: logits this far apart overflow when divided
+
 
 class Sampler:
-    """One request's sampler: greedy at temperature 0, else nucleus sampling from the request's own generator.
+    """One request's sampler: greedy at temperature 0 (or next to it), else nucleus sampling from its own generator.
 
     The generator lives on the CPU and advances once per token, so the tokens do not depend on what else is in the
     batch.
@@ -21,7 +23,7 @@ class Sampler:
 
     def draw(self, logits: torch.Tensor) -> int:
         """``logits`` (vocabulary,), any floating dtype and device -> token id."""
-        if self._temperature == 0:
+        if self._temperature < GREEDY_BELOW:
             return int(logits.argmax())
         probabilities = torch.softmax(logits.float().cpu() / self._temperature, dim=-1)
         if self._top_p < 1:

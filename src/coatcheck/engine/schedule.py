@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from coatcheck.messages import Arrived, Sampling, Tokens, Work
+from coatcheck.strategies.materialize import is_valid
 
 Finish = Literal["stop", "length"]
 
@@ -40,11 +41,7 @@ class Schedule:
 
     def admit(self, arrived: Arrived) -> None:
         """The request runs from the next step on."""
-        spans = tuple(
-            (item.start, item.count, item.pixels.shape[0])
-            for item in arrived.items
-            if item.count and item.pixels.shape[0]
-        )
+        spans = tuple((item.start, item.count, item.pixels.shape[0]) for item in arrived.items if is_valid(item))
         self._running[arrived.request] = _Sequence(len(arrived.ids), spans, arrived.sampling)
 
     def end(self, request: str) -> None:

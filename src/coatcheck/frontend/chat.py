@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from starlette.types import Receive, Scope, Send
 
@@ -25,6 +25,8 @@ from coatcheck.frontend.workers import WorkerPool
 from coatcheck.messages import Arrived, Processed
 
 log = logging.getLogger("coatcheck.frontend")
+
+FAIL_S = 5.0  # for telling a client that its request failed
 
 
 class Chat:
@@ -60,16 +62,22 @@ class Chat:
                 outcome = "disconnected"
             except (CoatcheckError, TimeoutError) as error:
                 outcome = failure(error).outcome
-                await reply.fail(failure(error))
+                await self._fail(reply, error)
             except Exception as error:  # the server goes on
                 log.exception("a request failed")
                 outcome = failure(error).outcome
-                await reply.fail(failure(error))
+                await self._fail(reply, error)
         finally:
             strategy = self._config.strategy
             self._metrics.requests.labels(outcome, strategy).inc()
             if outcome == "ok":
                 self._metrics.latency.labels(strategy).observe(time.monotonic() - started)
+
+    async def _fail(self, reply: Reply, error: Exception) -> None:
+        """Tells the client; one that does not read is not waited for."""
+        with suppress(TimeoutError, ClientGone):
+            async with asyncio.timeout(FAIL_S):
+                await reply.fail(failure(error))
 
     async def _serve(self, scope: Scope, receive: Receive, reply: Reply, started: float) -> None:
         with self._capacity.place() as place:

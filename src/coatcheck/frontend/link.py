@@ -20,6 +20,7 @@ log = logging.getLogger("coatcheck.frontend")
 
 HIGH_WATER = 16  # messages under way in ZeroMQ; more wait here, where an abort can still take them back
 LINGER_MS = 200  # for the last messages after close()
+GONE_S = 0.5  # for what a lost entry rank had said before
 VERIFIED_KEPT = 1024  # digests kept, the newest
 
 
@@ -95,6 +96,7 @@ class RankLink:
         self._tasks: list[asyncio.Task[None]] = []
         self._endpoints: list[PrivateEndpoint] = []
         self._closed = False
+        self._stopping = False
 
     async def start(self) -> None:
         """Binds both sockets."""
@@ -102,11 +104,13 @@ class RankLink:
         self._out = self._context.socket(zmq.PUSH)
         self._in = self._context.socket(zmq.PULL)
         self._out.setsockopt(zmq.SNDHWM, HIGH_WATER)
+        self._gone = self._in.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self.to_entry = self._bind(self._out, self.to_entry)
         self.from_entry = self._bind(self._in, self.from_entry)
         self._tasks = [
             asyncio.create_task(self._send(), name="coatcheck-to-entry"),
             asyncio.create_task(self._receive(), name="coatcheck-from-entry"),
+            asyncio.create_task(self._watch(), name="coatcheck-entry-gone"),
         ]
 
     def _bind(self, socket: zmq.asyncio.Socket, address: str) -> str:
@@ -163,6 +167,7 @@ class RankLink:
 
     def stop(self) -> None:
         """Tells the entry rank to end what is left and to leave its step loop."""
+        self._stopping = True
         self._post(Stop())
 
     def lost(self, reason: str) -> None:
@@ -204,6 +209,8 @@ class RankLink:
         for endpoint in self._endpoints:
             endpoint.close()
         self._out.close(linger=LINGER_MS)  # Stop may still be in its buffer
+        self._in.disable_monitor()
+        self._gone.close(linger=0)
         self._in.close(linger=0)
         await asyncio.to_thread(self._context.term)
 
@@ -233,6 +240,13 @@ class RankLink:
                 log.error("the entry rank sent what is no record: %s", error)
             except Exception:  # one bad record must not silence all requests
                 log.exception("a record of the entry rank could not be handled")
+
+    async def _watch(self) -> None:
+        """Whoever started the ranks: when the entry rank's connection ends, they are lost."""
+        await self._gone.recv_multipart()
+        await asyncio.sleep(GONE_S)
+        if not self._stopping:
+            self.lost("the entry rank is gone")
 
     def _hear(self, record: FromEntry) -> None:
         if isinstance(record, RanksReady):

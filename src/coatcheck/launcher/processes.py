@@ -80,6 +80,10 @@ class RankProcesses:
                 return False
         return True
 
+    def clean(self) -> bool:
+        """True if all have ended, each with status 0."""
+        return all(process.poll() == 0 for process in self._processes)
+
     def kill(self) -> None:
         """Ends whatever still runs, at once, and reaps it. Idempotent."""
         for process in self._processes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 import socket
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from coatcheck.launcher.processes import RankProcesses
 from coatcheck.ranks.settings import RankSettings
 
 EXAMPLE = Path(__file__).with_name("example.png")  # a scene drawn by training/scenes.py
+EXTERNAL = "tcp://127.0.0.1:*"  # where ranks that we do not start connect; the system picks the port
 QUESTION = "Describe the image."
 
 WATCH_S = 0.2  # how often ranks are looked at; a death is noticed within this
@@ -47,12 +49,8 @@ async def run(config: ServeConfig) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its hints would come once per rank and worker
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     listener = _listen(config.frontend.host, config.frontend.port)
-    addresses = (
-        (f"tcp://127.0.0.1:{_free_port()}", f"tcp://127.0.0.1:{_free_port()}")
-        if config.external_ranks
-        else (None, None)
-    )
-    front_end = FrontEnd(config.frontend, to_entry=addresses[0], from_entry=addresses[1])
+    address = EXTERNAL if config.external_ranks else None
+    front_end = FrontEnd(config.frontend, to_entry=address, from_entry=address)
     return await _Launcher(config, front_end, listener).run()
 
 
@@ -84,16 +82,17 @@ class _Launcher:
             tasks = [signalled, watch, asyncio.create_task(self._announce(), name="announce")]
             http = asyncio.create_task(server.serve([self._listener]), name="http")
             await asyncio.wait([signalled, watch, http], return_when=asyncio.FIRST_COMPLETED)
-            failure = watch.exception() if watch.done() else None
-            if failure is None:
-                await self._drain()
-            else:
+            if not watch.done():
+                await self._drain(watch)
+            failure = watch.exception() if watch.done() and not watch.cancelled() else None
+            if failure is not None:
                 self._front_end.link.lost(str(failure))
                 self._console.print(f"[red]error:[/red] {failure}; the server ends")
+            clean = failure is None and await self._ranks_left()
             server.should_exit = True
             server.force_exit = True
             await asyncio.wait([http], timeout=EXIT_S)
-            return 0 if failure is None else 1
+            return 0 if clean else 1
         finally:
             for task in tasks:
                 task.cancel()
@@ -109,13 +108,11 @@ class _Launcher:
 
     def _start_ranks(self) -> None:
         link = self._front_end.link
+        settings = RankSettings(self._config.engine, self._config.ranks, link.to_entry, link.from_entry)
         if self._config.external_ranks:
             command = f"torchrun --standalone --nproc-per-node {self._config.tp} --no-python coatcheck rank"
-            self._console.print(
-                f"start the ranks with\n  {command} --requests {link.to_entry} --events {link.from_entry}"
-            )
+            self._console.print(f"start the ranks with\n  {command} {shlex.quote(settings.encode())}", markup=False)
             return
-        settings = RankSettings(self._config.engine, self._config.ranks, link.to_entry, link.from_entry)
         self._ranks = RankProcesses(settings, self._config.tp)
 
     async def _watch(self) -> None:
@@ -143,19 +140,33 @@ class _Launcher:
         )
         print(example_command(url, config.frontend.model_name), flush=True)
 
-    async def _drain(self) -> None:
-        """What runs may finish within the bounded time; then the ranks are told to end the rest and to leave."""
+    async def _drain(self, watch: asyncio.Task[None]) -> None:
+        """What runs may finish within the bounded time, unless a rank is lost meanwhile or another signal comes.
+
+        Then the ranks are told to end the rest and to leave.
+        """
         self._console.print("stopping: new requests are refused, running ones may finish (signal again to hurry)")
         self._front_end.drain()
         drained = asyncio.create_task(self._front_end.drained(self._config.frontend.shutdown_timeout_s))
         hurry = asyncio.create_task(self._hurry.wait())
-        await asyncio.wait([drained, hurry], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([drained, hurry, watch], return_when=asyncio.FIRST_COMPLETED)
         drained.cancel()
         hurry.cancel()
+        if watch.done():
+            return
+        watch.cancel()  # from here on ranks are expected to end
+        await asyncio.wait([watch])
         await self._front_end.stop_ranks(1.0)
         await self._front_end.drained(1.0)  # what the ranks ended still has to be told to the clients
-        if self._ranks is not None and not await asyncio.to_thread(self._ranks.wait, EXIT_S):
+
+    async def _ranks_left(self) -> bool:
+        """Waits a bounded time until the ranks have left; False if they had to be killed or ended with an error."""
+        if self._ranks is None:
+            return True
+        if not await asyncio.to_thread(self._ranks.wait, EXIT_S):
             self._console.print("[yellow]warning:[/yellow] the ranks did not leave in time; they are killed")
+            return False
+        return self._ranks.clean()
 
 
 def example_command(url: str, model: str) -> str:
@@ -172,9 +183,3 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), backlog=1024)
     except OSError as error:
         raise ConfigError(f"--host, --port: cannot listen on {host}:{port}: {error.strerror}") from error
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port

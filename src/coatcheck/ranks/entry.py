@@ -44,11 +44,15 @@ _decode_report = Decoder[Report](Report)
 
 @dataclass(frozen=True)
 class EntrySockets:
-    """``requests``: PULL, from the front end. ``events``: PUSH, to it. ``reports``: PULL, from the followers."""
+    """``requests``: PULL, from the front end. ``events``: PUSH, to it. ``reports``: PULL, from the followers.
+
+    ``gone``: monitor of ``requests``; speaks when the front end's connection has ended.
+    """
 
     requests: zmq.Socket[bytes]
     events: zmq.Socket[bytes]
     reports: zmq.Socket[bytes]
+    gone: zmq.Socket[bytes]
 
 
 class EntryRole:
@@ -76,6 +80,7 @@ class EntryRole:
         self._poller = zmq.Poller()
         self._poller.register(sockets.requests, zmq.POLLIN)
         self._poller.register(sockets.reports, zmq.POLLIN)
+        self._poller.register(sockets.gone, zmq.POLLIN)
         self._incoming: dict[str, tuple[Arrived, Sequence[Buffer]]] = {}  # not in any plan yet, in order
         self._arrived: dict[str, Arrived] = {}  # in a plan, not admitted yet
         self._admits: list[Admit] = []  # reserved for the plan under way
@@ -137,6 +142,9 @@ class EntryRole:
             self._drain(self._sockets.reports, self._read_report)
         if self._sockets.requests in ready:
             self._drain(self._sockets.requests, self._read_request)
+        if self._sockets.gone in ready and not self._stop:
+            log.error("entry rank: the front end is gone; the ranks end")
+            self._stop = True
 
     @staticmethod
     def _drain(socket: zmq.Socket[bytes], read: Callable[[Buffer, list[memoryview]], None]) -> None:

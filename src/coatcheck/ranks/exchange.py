@@ -4,15 +4,19 @@ Each exchange owns a process group (no other thread may use it meanwhile) and nu
 request travel with the object, so that a rank that got out of step is noticed and never takes one request's inputs
 for another's.
 
-This is the one place that pickles, between ranks of one job only: it is the regression that is being compared.
+This is the one place that pickles, between ranks of one job only: it is the regression that is being compared. The
+bytes on the wire and the two broadcasts (length, pickle) are those of ``broadcast_object_list``, which 17a57fd86
+calls; written out, because there a failure to pickle leaves the other ranks waiting.
 """
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 
+import torch
 import torch.distributed as dist
 
 from coatcheck.errors import MaterializeError, RanksDisagree
@@ -41,17 +45,22 @@ class EntryExchange:
     """Makes and broadcasts."""
 
     group: dist.ProcessGroup
+    makes: bool = True
     _numbers: count[int] = field(default_factory=count)
 
     def share(self, request: str, make: Callable[[], MultimodalInputs]) -> MultimodalInputs:
         """See :class:`coatcheck.strategies.base.Exchange`."""
+        number = next(self._numbers)
         made: MultimodalInputs | Failure
         try:
             made = make()
-        except Exception as error:
+            pickled = pickle.dumps(Shared(number, request, made))
+        except Exception as error:  # such as too little memory to pickle
             made = Failure(f"{type(error).__name__} on the entry rank: {error}")
+            pickled = pickle.dumps(Shared(number, request, made))
         with collective():
-            dist.broadcast_object_list([Shared(next(self._numbers), request, made)], src=0, group=self.group)
+            dist.broadcast(torch.tensor([len(pickled)]), src=0, group=self.group)
+            dist.broadcast(torch.frombuffer(bytearray(pickled), dtype=torch.uint8), src=0, group=self.group)
         return _unwrap(made)
 
 
@@ -60,18 +69,23 @@ class FollowerExchange:
     """Receives."""
 
     group: dist.ProcessGroup
+    makes: bool = False
     _numbers: count[int] = field(default_factory=count)
 
     def share(self, request: str, make: Callable[[], MultimodalInputs]) -> MultimodalInputs:
         """See :class:`coatcheck.strategies.base.Exchange`."""
-        number = next(self._numbers)  # also if what comes cannot be unpickled here: the others count it
-        received: list[Shared | None] = [None]
+        number = next(self._numbers)
+        size = torch.zeros(1, dtype=torch.int64)
         with collective():
-            dist.broadcast_object_list(received, src=0, group=self.group)
-        shared = received[0]
-        if shared is None or (shared.number, shared.request) != (number, request):
-            was = "nothing" if shared is None else f"share {shared.number} for request {shared.request}"
-            raise RanksDisagree(f"share {number} for request {request} was expected, {was} came")
+            dist.broadcast(size, src=0, group=self.group)
+            pickled = torch.empty(int(size), dtype=torch.uint8)
+            dist.broadcast(pickled, src=0, group=self.group)
+        shared: Shared = pickle.loads(pickled.numpy().data)  # outside: a failure here is this rank's, on this request
+        if (shared.number, shared.request) != (number, request):
+            raise RanksDisagree(
+                f"share {number} for request {request} was expected, "
+                f"share {shared.number} for request {shared.request} came"
+            )
         return _unwrap(shared.made)
 
 

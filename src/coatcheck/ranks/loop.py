@@ -15,7 +15,7 @@ from typing import Protocol
 
 from coatcheck.admission import Parked
 from coatcheck.engine.runner import Outcome, Runner
-from coatcheck.errors import RankLost, RanksDisagree, UnknownStrategy
+from coatcheck.errors import MaterializeError, RankLost, RanksDisagree, UnknownStrategy
 from coatcheck.messages import Admit, Arrived, Plan, Ready, Report, Sampling
 from coatcheck.ranks.lane import Job, Lane
 from coatcheck.strategies.base import Exchange, Materializer, Strategy
@@ -67,8 +67,8 @@ class Rank:
         self._lane = Lane(rank)
         self._parked: Parked[tuple[MultimodalInputs, Sampling]] = Parked(rank)
 
-    def run(self) -> None:
-        """Executes plans until one says stop.
+    def run(self) -> bool:
+        """Executes plans until one says stop. False if the lane did not end in time: then nothing can be closed.
 
         An exception from here means that the group is broken: the process must end.
         """
@@ -77,8 +77,7 @@ class Rank:
             self._execute(plan, frames)
             if plan.stop:
                 break
-        if not self._lane.close(LANE_EXIT_S):
-            log.warning("rank %d: the lane did not end in %g s", self._rank, LANE_EXIT_S)
+        return self._lane.close(LANE_EXIT_S)
 
     def _execute(self, plan: Plan, frames: Sequence[Buffer]) -> None:
         first = 0
@@ -105,6 +104,8 @@ class Rank:
         if strategy.timing is Timing.INLINE:
             self._deliver(arrived, frames, strategy, self._inline)
             return
+        if strategy.carrier.collective and not self._background.exchange.makes:
+            frames = ()  # never read here; a queue of them would be held for nothing
         self._lane.submit(
             Job(
                 request=arrived.request,
@@ -118,7 +119,7 @@ class Rank:
         """Materializes, parks and reports. Any exception is this rank's failure on this request, and nothing else's."""
         error = None
         try:
-            inputs = strategy.carrier.deliver(arrived, frames, delivery.exchange, self._materialize)
+            inputs = strategy.carrier.deliver(arrived, frames, delivery.exchange, self._materialize_wanted)
             self._parked.park(arrived.request, (inputs, arrived.sampling))
         except (RankLost, RanksDisagree):
             raise  # no failure of this request: the group is broken
@@ -126,6 +127,12 @@ class Rank:
             error = f"{type(exception).__name__}: {exception}"
             log.warning("rank %d: request %s cannot be materialized: %s", self._rank, arrived.request, error)
         delivery.report(Ready(arrived.request, self._rank, error))
+
+    def _materialize_wanted(self, arrived: Arrived, frames: Sequence[Buffer]) -> MultimodalInputs:
+        """A request that ended while it was queued costs a collective of a few bytes, no more."""
+        if not self._parked.expected(arrived.request):
+            raise MaterializeError("the request ended before its turn")
+        return self._materialize(arrived, frames)
 
     def _admit(self, admit: Admit) -> None:
         inputs, sampling = self._parked.admit(admit.request)

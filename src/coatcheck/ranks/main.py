@@ -54,7 +54,9 @@ def run(settings: RankSettings, around: Callable[[Materializer, int], Materializ
     group = join(device, settings.ranks.group_timeout_s)
     context = zmq.Context()
     try:
-        _serve(settings, group, device, context, around)
+        if not _serve(settings, group, device, context, around):
+            log.critical("rank %d: the lane did not end in time; the rank ends without it", group.rank)
+            os._exit(1)  # its thread is inside a collective: neither groups nor sockets can be closed under it
         group.close()
     finally:
         context.destroy(linger=LINGER_MS)
@@ -66,7 +68,7 @@ def _serve(
     device: torch.device,
     context: zmq.Context[zmq.Socket[bytes]],
     around: Callable[[Materializer, int], Materializer] | None,
-) -> None:
+) -> bool:
     engine = settings.engine
     dtype: torch.dtype | str = getattr(torch, engine.dtype) if engine.dtype != "auto" else engine.dtype
     if engine.dtype == "auto" and device.type == "cpu":
@@ -108,7 +110,7 @@ def _serve(
     runner: Runner = ModelRunner(model, pool, device, samples=group.rank == 0, failed=failed)
     if settings.ranks.verify:
         runner = VerifyingRunner(runner, group.rank, role.report)
-    Rank(
+    return Rank(
         rank=group.rank,
         role=role,
         inline=Delivery(inline, role.report),
@@ -126,6 +128,7 @@ def _entry(
     group.store.set("reports", PrivateEndpoint(reports).address)
     requests, events = context.socket(zmq.PULL), context.socket(zmq.PUSH)
     events.set_hwm(0)  # bounded by the requests under way times their max_tokens
+    gone = requests.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     requests.connect(settings.requests)
     events.connect(settings.events)
     pids: list[int] = [0] * group.size
@@ -133,7 +136,7 @@ def _entry(
     send(events, RanksReady(group.size, tuple(pids), settings.engine.max_running, settings.engine.kv_tokens))
     return EntryRole(
         channel=channel,
-        sockets=EntrySockets(requests, events, reports),
+        sockets=EntrySockets(requests, events, reports, gone),
         ledger=Ledger(group.size, settings.ranks.ready_timeout_s),
         schedule=Schedule(settings.engine.chunk_tokens, settings.engine.encode_patches),
         regions=Regions(settings.engine.kv_tokens),

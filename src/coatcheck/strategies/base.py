@@ -36,6 +36,11 @@ class Exchange(Protocol):
     A collective: called on every rank in the same order.
     """
 
+    @property
+    def makes(self) -> bool:
+        """True on the entry rank: ``make`` is called here."""
+        ...
+
     def share(self, request: str, make: Callable[[], MultimodalInputs]) -> MultimodalInputs:
         """Runs ``make`` on the entry rank only and returns its result on every rank.
 

@@ -23,8 +23,6 @@ from coatcheck.wire import Buffer, check_frames
 PAD_SHIFT = 1_000_000  # pad values start above every vocabulary; SGLang 0.5.23: MM_PAD_SHIFT_VALUE
 PAD_RANGE = 1 << 30  # and keep this many distinct values; SGLang 0.5.23: hash % (1 << 30)
 
-DTYPES = {"float32": torch.float32, "uint8": torch.uint8}
-
 
 class Positions(Protocol):
     """Positions of a prompt, as the model wants them."""
@@ -42,7 +40,7 @@ def view(item: Item, frames: Sequence[Buffer]) -> torch.Tensor:
         # torch warns that writing through a tensor over read-only memory is undefined. Nobody writes: pixels are
         # read-only by contract (MultimodalItem), and a model that needs to write clones.
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        flat = torch.frombuffer(frames[item.pixels.frame], dtype=DTYPES[item.pixels.dtype])
+        flat = torch.frombuffer(frames[item.pixels.frame], dtype=torch.float32)
     return flat.view(item.pixels.shape)
 
 
@@ -95,6 +93,8 @@ class Materialize:
 
     def _item(self, item: Item, frames: Sequence[Buffer]) -> MultimodalItem:
         t, h, w = item.grid
+        if item.pixels.dtype != "float32":
+            raise MaterializeError(f"pixels of dtype {item.pixels.dtype} are not normalized; float32 is wanted")
         if item.pixels.shape != (t * h * w, self.width) or item.count * self.merge**2 != t * h * w:
             raise MaterializeError(f"grid {item.grid} does not fit pixels {item.pixels.shape} and {item.count} tokens")
         digest = hashlib.sha256(frames[item.pixels.frame]).digest()
