@@ -1,5 +1,16 @@
-"""``python -m coatcheck``: the same as the console script."""
+"""``python -m coatcheck`` and the console script."""
 
-from coatcheck.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Runs the command line; without its libraries, says how to get them."""
+    try:
+        from coatcheck import cli
+    except ModuleNotFoundError as error:
+        sys.exit(f"coatcheck: {error.name} is missing; the command line needs: pip install 'coatcheck[serve]'")
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

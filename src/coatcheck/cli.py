@@ -29,10 +29,11 @@ KvTokens = Annotated[int, typer.Option(help="KV cache in tokens; a request reser
 ChunkTokens = Annotated[int, typer.Option(help="Tokens computed per step.")]
 EncodePatches = Annotated[int, typer.Option(help="Image patches encoded per step (at least one image).")]
 ReadyTimeout = Annotated[
-    float, typer.Option(help="Seconds to wait for every rank's report before a request is rejected.")
+    float,
+    typer.Option(help="Seconds from arrival (the lane's queue included) to every rank's report."),
 ]
 Heartbeat = Annotated[float, typer.Option(help="Seconds between plans when there is nothing to do.")]
-GroupTimeout = Annotated[float, typer.Option(help="Seconds after which a rank that hangs counts as lost.")]
+GroupTimeout = Annotated[float, typer.Option(help="Seconds after which a rank that hangs in a step counts as lost.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Debug: compare the inputs consumed on all ranks.")]
 
 

@@ -40,7 +40,7 @@ def arrived(name: str, sizes: list[int], ids: int = 10) -> Arrived:
     return Arrived(name, "dict-inline", tuple(range(ids)), items, Sampling(3))
 
 
-LONG = tuple(Work(f"request-{i}", i, 1, (), i, True) for i in range(400))
+LONG = tuple(Work(f"request-{i}", i, 1, (), i, True) for i in range(1000))
 
 
 @pytest.mark.parametrize(

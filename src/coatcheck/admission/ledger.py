@@ -10,6 +10,8 @@ Invariants (property-tested without processes in ``tests/admission``):
   starved.
 * Every request that arrived ends exactly once: rejected, aborted or finished. Reports after its end are ignored.
 * Waiting is bounded: a request that some rank has not reported within ``ready_timeout_s`` of its arrival is rejected.
+  That time includes waiting in the lane. A rank that hangs in the step loop itself is not this bound's matter but the
+  process group's: nobody can decide while the loop stands still.
 
 Pure logic: no clock, no socket, no thread of its own. Times are seconds on any one monotonic clock that the caller
 uses.

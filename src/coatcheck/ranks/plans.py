@@ -15,8 +15,7 @@ import torch
 from coatcheck.messages import Plan
 from coatcheck.wire import Buffer, Decoder, encode, nbytes
 
-# bytes of the fixed block; gloo takes as long for it as for 256 bytes (measured: docs/decisions/plan-broadcast.md)
-HEAD = 16_384
+HEAD = 16_384  # bytes of the fixed block; gloo takes as long for 256 (docs/decisions/plan-broadcast.md)
 ALIGN = 64  # payloads start at multiples of this in the second buffer, as vector loads like it
 _LENGTHS = struct.Struct("<QQ")  # bytes of the plan, bytes of the second buffer
 
