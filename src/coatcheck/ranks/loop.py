@@ -20,7 +20,7 @@ from coatcheck.messages import Admit, Arrived, Plan, Ready, Report, Sampling
 from coatcheck.ranks.lane import Job, Lane
 from coatcheck.strategies.base import Exchange, Materializer, Strategy
 from coatcheck.strategies.inputs import MultimodalInputs
-from coatcheck.strategies.table import Timing, strategy_named
+from coatcheck.strategies.table import STRATEGIES, Timing, canonical, strategy_named
 from coatcheck.wire import Buffer
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ class Rank:
         self._materialize = materialize
         self._runner = runner
         self._lane = Lane(rank)
+        self._strategies = {name: strategy_named(name) for name in STRATEGIES}  # imported now, not by the first request
         self._parked: Parked[tuple[MultimodalInputs, Sampling]] = Parked(rank)
 
     def run(self) -> bool:
@@ -97,7 +98,7 @@ class Rank:
         """Materializes here, or has the lane do it."""
         self._parked.expect(arrived.request)
         try:
-            strategy = strategy_named(arrived.strategy)
+            strategy = self._strategies[canonical(arrived.strategy)]
         except UnknownStrategy as error:  # on every rank alike
             self._inline.report(Ready(arrived.request, self._rank, str(error)))
             return
