@@ -1,4 +1,4 @@
-"""What a server without requests costs, and whether it answers afterwards: ``python -m benchmarks.idle [--minutes 60]``.
+"""What a server without requests costs, and if it answers afterwards: ``python -m benchmarks.idle [--minutes 60]``.
 
 Prints the share of one core that each process used. Exit status 1 if a rank used 2 % or more, or the answer is wrong.
 """
