@@ -20,7 +20,8 @@ from coatcheck.messages import Admit, Arrived, Plan, Ready, Report, Sampling
 from coatcheck.ranks.lane import Job, Lane
 from coatcheck.strategies.base import Exchange, Materializer, Strategy
 from coatcheck.strategies.inputs import MultimodalInputs
-from coatcheck.strategies.table import STRATEGIES, Timing, canonical, strategy_named
+from coatcheck.strategies.table import STRATEGIES, canonical, strategy_named
+from coatcheck.strategies.timing import Timing
 from coatcheck.wire import Buffer
 
 log = logging.getLogger(__name__)

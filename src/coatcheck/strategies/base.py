@@ -20,7 +20,7 @@ from typing import Protocol
 
 from coatcheck.messages import Arrived
 from coatcheck.strategies.inputs import MultimodalInputs
-from coatcheck.strategies.table import Timing
+from coatcheck.strategies.timing import Timing
 from coatcheck.wire import Buffer
 
 Materializer = Callable[[Arrived, Sequence[Buffer]], MultimodalInputs]

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from coatcheck.errors import UnknownStrategy
+from coatcheck.strategies.timing import Timing
 
 if TYPE_CHECKING:
     from coatcheck.strategies.base import Strategy
-
-
-class Timing(Enum):
-    """Where materialization runs."""
-
-    INLINE = "inline"  # on the scheduler's thread
-    BACKGROUND = "background"  # in the lane
 
 
 CARRIERS = {  # name: module in this folder, class
