@@ -55,7 +55,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")] = 8000,
     workers: Annotated[int, typer.Option(help="Processes that decode and process images.")] = 2,
     max_body_mib: Annotated[int, typer.Option(help="Largest request body.")] = 64,
-    max_pixels: Annotated[int, typer.Option(help="Largest image, width x height.")] = 64_000_000,
+    max_pixels: Annotated[int, typer.Option(help="Largest image, width x height.")] = 33_177_600,
     max_images: Annotated[int, typer.Option(help="Most images in a request.")] = 8,
     max_waiting: Annotated[int, typer.Option(help="Most requests in the house before 503.")] = 256,
     allow_remote_images: Annotated[
