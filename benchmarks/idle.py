@@ -10,8 +10,6 @@ import asyncio
 import sys
 import time
 
-import psutil
-
 from benchmarks.questions import ask_all
 from benchmarks.server import ServerProcess
 from training.evaluate import held_out
@@ -28,8 +26,7 @@ def main() -> int:
     args = parser.parse_args()
     (sample,) = held_out(1, seed=3)
     with ServerProcess("--tp", str(args.tp)) as server:
-        parent = psutil.Process(server.process.pid)
-        processes = [parent, *parent.children(recursive=True)]
+        processes = server.family()
         time.sleep(SETTLE_S)
         before = [sum(process.cpu_times()[:2]) for process in processes]
         start = time.monotonic()

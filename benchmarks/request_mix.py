@@ -11,15 +11,12 @@ import argparse
 import asyncio
 import random
 import sys
-import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import openai
-import psutil
 
 from benchmarks.questions import MODEL, ask, client, data_url, messages
 from benchmarks.server import ServerProcess
@@ -114,18 +111,6 @@ class Mix:
         return f"accepted {str(body)[:80]}"
 
 
-def files() -> set[str]:
-    """What lies where a server could leave something behind."""
-    places = [Path(tempfile.gettempdir()), Path("/dev/shm")]
-    return {str(path) for place in places if place.is_dir() for path in place.iterdir()}
-
-
-def left_behind(pids: list[int], before: set[str]) -> list[str]:
-    """Processes of these that still run, and files that were not there before."""
-    running = [f"process {pid} still runs" for pid in pids if psutil.pid_exists(pid)]
-    return running + [f"{path} was left behind" for path in sorted(files() - before)]
-
-
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -145,12 +130,13 @@ def main() -> int:
     mix = Mix(samples, Generator(DEFAULT_MODEL, batch=1)(samples), args.seed)
     faults = 0
     for strategy in args.strategies.split(","):
-        before = files()
         with ServerProcess("--tp", str(args.tp), "--strategy", strategy) as server:
-            pids = [child.pid for child in psutil.Process(server.process.pid).children(recursive=True)]
+            processes = server.family()
             tally = asyncio.run(mix.run(server.url, args.clients, args.seconds))
             status = server.stop()
-        tally.faults += left_behind(pids, before) + ([f"exit status {status}"] if status else [])
+            tally.faults += [f"exit status {status}"] if status else []
+            tally.faults += [f"{process} still runs" for process in processes if process.is_running()]
+            tally.faults += [f"{path} was left behind" for path in sorted(server.left_behind())]
         latencies = sorted(tally.latencies)
         print(
             f"{strategy}: {sum(tally.done.values())} requests from {args.clients} clients in {args.seconds:g} s, "

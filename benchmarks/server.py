@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
+
 START_S = 180.0  # four ranks on two cores take 20 s; a busy machine several times that
 STOP_S = 40.0  # drain, the ranks' leave, the workers'
+
+SHARED_MEMORY = Path("/dev/shm")
 
 _READY = re.compile(r"ready: (http://\S+)")
 
 
 class ServerProcess:
-    """Context manager: starts on entry and is ready then, stops by SIGTERM on exit. ``log`` has the lines printed."""
+    """Context manager: starts on entry and is ready then, stops by SIGTERM on exit. ``log`` has the lines printed.
+
+    The server has a directory of its own for temporary files, so that ``left_behind`` speaks of nobody else's.
+    """
 
     def __init__(self, *options: str) -> None:
         self._command = [sys.executable, "-m", "coatcheck", "serve", "--port", "0", *options]
         self.log: list[str] = []
         self.url = ""  # with /v1
         self._ready = threading.Event()
+        self._temporary = tempfile.TemporaryDirectory(prefix="coatcheck-server-")
+        self._shared_memory = _names(SHARED_MEMORY)
 
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(
-            self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            self._command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "TMPDIR": self._temporary.name},
         )
         self._reader = threading.Thread(target=self._read, name="server-log", daemon=True)
         self._reader.start()
@@ -52,6 +69,15 @@ class ServerProcess:
     def text(self) -> str:
         """All that was printed so far."""
         return "\n".join(self.log)
+
+    def family(self) -> list[psutil.Process]:
+        """The server's process and all that it started."""
+        parent = psutil.Process(self.process.pid)
+        return [parent, *parent.children(recursive=True)]
+
+    def left_behind(self) -> set[str]:
+        """Temporary files of the server, and what is in shared memory that was not there before it."""
+        return _names(Path(self._temporary.name)) | (_names(SHARED_MEMORY) - self._shared_memory)
 
     def stop(self) -> int:
         """SIGTERM, then the exit status. Raises subprocess.TimeoutExpired (after a kill) if it does not end in time."""
@@ -78,3 +104,8 @@ class ServerProcess:
                 raise RuntimeError(f"the server ended with status {status}: {self.text}")
         else:
             self.kill()
+        self._temporary.cleanup()
+
+
+def _names(directory: Path) -> set[str]:
+    return {str(path) for path in directory.iterdir()} if directory.is_dir() else set()

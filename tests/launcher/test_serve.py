@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -41,12 +40,6 @@ def family(pid: int) -> list[psutil.Process]:
     return [parent, *parent.children(recursive=True)]
 
 
-def traces() -> set[str]:
-    """Files that a server could leave behind."""
-    places = [Path(tempfile.gettempdir()), Path("/dev/shm")]
-    return {str(path) for place in places if place.is_dir() for path in place.glob("*") if "pytest" not in path.name}
-
-
 def all_gone(processes: list[psutil.Process]) -> bool:
     return not psutil.wait_procs(processes, timeout=15)[1]
 
@@ -74,14 +67,13 @@ def test_health_models_and_metrics(server: ServerProcess) -> None:
 
 
 def test_processes_carry_names(server: ServerProcess) -> None:
-    names = {process.name() for process in family(server.process.pid)}
+    names = {process.name() for process in server.family()}
     assert {"coatcheck-rank0", "coatcheck-rank1", "coatcheck-work0", "coatcheck-work1"} <= names
 
 
 def test_sigterm_lets_requests_finish_and_leaves_nothing() -> None:
-    before = traces()
     with ServerProcess("--tp", "2", "--shutdown-timeout", "30") as server:
-        processes = family(server.process.pid)
+        processes = server.family()
         say(server.url)
         answers: list[openai.types.chat.ChatCompletion] = []
         running = threading.Thread(target=lambda: answers.append(say(server.url, 300)))
@@ -92,12 +84,12 @@ def test_sigterm_lets_requests_finish_and_leaves_nothing() -> None:
         assert answers[0].usage
         assert answers[0].choices[0].finish_reason in ("stop", "length")
         assert all_gone(processes)
-        assert traces() == before
+        assert not server.left_behind()
 
 
 def test_a_lost_rank_ends_the_server_and_its_requests() -> None:
     with ServerProcess("--tp", "2") as server:
-        processes = family(server.process.pid)
+        processes = server.family()
         failures: list[Exception] = []
 
         def ask() -> None:
@@ -121,13 +113,12 @@ def test_a_lost_rank_ends_the_server_and_its_requests() -> None:
 
 
 def test_kill_9_of_the_server_ends_everything() -> None:
-    before = traces()
     with ServerProcess("--tp", "2") as server:
-        processes = family(server.process.pid)
+        processes = server.family()
         assert len(processes) >= 5
         server.process.kill()
         assert all_gone(processes)
-        assert traces() == before
+        assert not server.left_behind()
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ class FrontendConfig:
     strategy: str = "dict-inline"  # stamped on every request; whether it exists is checked by the strategies
     workers: int = 2
     max_body_bytes: int = 64 * MEBI
-    max_pixels: int = 33_177_600  # width * height of one image, 8K UHD; refused from its header (a worker took 1.3 GB for 64 M)
+    max_pixels: int = 33_177_600  # of one image, 8K UHD; refused from its header (64 M took a worker 1.3 GB)
     max_images: int = 8  # in one request
     max_waiting: int = 256  # requests in the house, from body to last token, before 503
     max_held_bytes: int = 2048 * MEBI  # bodies and payloads in the house that no rank has taken yet, before 503
