@@ -46,6 +46,11 @@ def test_noise_is_refused_and_never_runs(noise: bytes) -> None:
     assert isinstance(record, Arrived | Abort | Stop)
 
 
+def test_a_string_that_is_not_utf8_is_refused() -> None:
+    with pytest.raises(WireError, match="not a record"):
+        decode(encode(Abort("request")).replace(b"request", b"reque\xff\xfe"))
+
+
 def test_truncated_bytes_are_refused() -> None:
     whole = encode(Abort("request"))
     for end in range(len(whole)):

@@ -88,6 +88,7 @@ def serve(
             host=host,
             port=port,
             strategy=canonical(strategy),
+            verify=verify,
             workers=workers,
             max_body_bytes=max_body_mib * MEBI,
             max_pixels=max_pixels,
@@ -107,7 +108,7 @@ def serve(
             chunk_tokens=chunk_tokens,
             encode_patches=encode_patches,
         ),
-        ranks=RankConfig(ready_timeout, heartbeat, group_timeout, verify),
+        ranks=RankConfig(ready_timeout, heartbeat, group_timeout),
         tp=tp,
         external_ranks=external_ranks,
     )

@@ -110,6 +110,7 @@ class Arrived(Record, frozen=True):
     ids: tuple[int, ...]
     items: tuple[Item, ...]
     sampling: Sampling
+    verify: bool = False  # debug: compare the inputs as consumed on all ranks
 
 
 class Abort(Record, frozen=True):
@@ -148,7 +149,7 @@ class Rejected(Record, frozen=True):
 
 
 class Verified(Record, frozen=True):
-    """Entry rank -> front end, debug mode only: every rank consumed bit-identical inputs for this request."""
+    """Entry rank -> front end, if the request asked for it: every rank consumed bit-identical inputs."""
 
     request: str
     digest: str  # sha256, hex, over pixels, grids, positions and ids as consumed
@@ -166,7 +167,7 @@ class Ready(Record, frozen=True):
 
 
 class Consumed(Record, frozen=True):
-    """Debug mode only: digest of the inputs that this rank fed to the model."""
+    """If the request is to be verified: digest of the inputs that this rank fed to the model."""
 
     request: str
     rank: int
@@ -182,6 +183,7 @@ class Admit(Record, frozen=True):
     request: str
     kv_start: int
     kv_count: int
+    verify: bool = False  # as the request asked
 
 
 class Work(Record, frozen=True):

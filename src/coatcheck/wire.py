@@ -40,7 +40,7 @@ class Decoder(Generic[T]):
         """Raises WireError if ``frame`` is not a record of the union."""
         try:
             record: T = self._decoder.decode(frame)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # the second: a string that is not UTF-8
             raise WireError(f"not a record of ours: {error}") from error
         return record
 

@@ -72,7 +72,7 @@ def test_version() -> None:
 
 
 def test_settings_survive_the_command_line() -> None:
-    settings = RankSettings(EngineConfig(max_running=3), RankConfig(verify=True), "ipc:///a", "ipc:///b")
+    settings = RankSettings(EngineConfig(max_running=3), RankConfig(heartbeat_s=7), "ipc:///a", "ipc:///b")
     assert RankSettings.decode(settings.encode()) == settings
     with pytest.raises(ConfigError, match="--max-running"):
         EngineConfig(max_running=0)

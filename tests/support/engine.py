@@ -53,7 +53,7 @@ class Result:
 
 
 class Engine:
-    """Context manager. Ranks verify inputs (debug mode) and materialize through tests/support/faulty_rank.py."""
+    """Context manager. Ranks materialize through tests/support/faulty_rank.py."""
 
     def __init__(self, model: Path, size: int, ranks: RankConfig | None = None, **engine: Any) -> None:
         self.size = size
@@ -64,7 +64,7 @@ class Engine:
         self.results: dict[str, Result] = {}
         settings = RankSettings(
             engine=EngineConfig(model=model, **{"device": "cpu", **engine}),
-            ranks=ranks or RankConfig(ready_timeout_s=5, verify=True),
+            ranks=ranks or RankConfig(ready_timeout_s=5),
             requests=self._endpoints[0].address,
             events=self._endpoints[1].address,
         )

@@ -72,7 +72,7 @@ class Workload:
             ids.append(self.config.vision_end_token_id)
             frames.append(pixels.data.cast("B"))
         words(text)
-        return Request(Arrived(name, strategy, tuple(ids), tuple(items), sampling or Sampling(6)), frames)
+        return Request(Arrived(name, strategy, tuple(ids), tuple(items), sampling or Sampling(6), verify=True), frames)
 
     def digest(self, request: Request) -> str:
         """Of the inputs that every rank must consume."""

@@ -116,6 +116,7 @@ class Chat:
             ids=processed.ids,
             items=processed.items,
             sampling=processed.sampling,
+            verify=self._config.verify,
         )
         answer = self._link.submit(arrived, frames)
         return generation.pieces(answer, self._vocabulary, processed.stop)

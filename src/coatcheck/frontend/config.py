@@ -22,6 +22,7 @@ class FrontendConfig:
     host: str = "127.0.0.1"
     port: int = 8000  # 0: any free one
     strategy: str = "dict-inline"  # stamped on every request; whether it exists is checked by the strategies
+    verify: bool = False  # debug: have the ranks compare the inputs that they consume, request by request
     workers: int = 2
     max_body_bytes: int = 64 * MEBI
     max_pixels: int = 33_177_600  # of one image, 8K UHD; refused from its header (64 M took a worker 1.3 GB)

@@ -14,7 +14,6 @@ class RankConfig:
     ready_timeout_s: float = 30.0  # bound on waiting for every rank's Ready of one request
     heartbeat_s: float = 10.0  # a quiet entry rank sends an empty plan this often, or the process groups time out
     group_timeout_s: float = 120.0  # bound on every collective: a rank that hangs longer counts as lost
-    verify: bool = False  # debug mode: digest the inputs as consumed on every rank and compare
 
     def __post_init__(self) -> None:
         for name in ("ready_timeout_s", "heartbeat_s", "group_timeout_s"):

@@ -67,7 +67,6 @@ class EntryRole:
         regions: Regions,
         max_running: int,
         heartbeat_s: float,
-        digests: Digests | None = None,
     ) -> None:
         self._channel = channel
         self._sockets = sockets
@@ -76,7 +75,7 @@ class EntryRole:
         self._regions = regions
         self._max_running = max_running
         self._heartbeat_s = heartbeat_s
-        self._digests = digests  # debug mode only
+        self._digests = Digests(ledger.ranks)
         self._poller = zmq.Poller()
         self._poller.register(sockets.requests, zmq.POLLIN)
         self._poller.register(sockets.reports, zmq.POLLIN)
@@ -108,7 +107,7 @@ class EntryRole:
         """The entry rank's own reports need no socket."""
         if isinstance(report, Ready):
             self._ledger.report(report.request, report.rank, report.error)
-        elif self._digests is not None:
+        else:
             verdict = self._digests.consumed(report)
             if isinstance(verdict, Rejection):
                 log.error("entry rank: request %s: %s", verdict.request, verdict.reason)
@@ -234,7 +233,7 @@ class EntryRole:
         start = self._regions.reserve(request, count)
         if start is None:
             return False
-        self._admits.append(Admit(request, start, count))
+        self._admits.append(Admit(request, start, count, arrived.verify))
         return True
 
     def _end(self, request: str) -> None:

@@ -30,7 +30,7 @@ from coatcheck.ranks.group import Group, join
 from coatcheck.ranks.loop import Delivery, Rank, Role
 from coatcheck.ranks.plans import PlanChannel
 from coatcheck.ranks.settings import RankSettings
-from coatcheck.ranks.verify import Digests, VerifyingRunner
+from coatcheck.ranks.verify import VerifyingRunner
 from coatcheck.strategies.base import Exchange, Materializer
 from coatcheck.strategies.materialize import Materialize
 from coatcheck.wire import send
@@ -108,15 +108,13 @@ def _serve(
         role.report(Ready(request, group.rank, reason))
 
     runner: Runner = ModelRunner(model, pool, device, samples=group.rank == 0, failed=failed)
-    if settings.ranks.verify:
-        runner = VerifyingRunner(runner, group.rank, role.report)
     return Rank(
         rank=group.rank,
         role=role,
         inline=Delivery(inline, role.report),
         background=Delivery(background, lambda report: send(lane_reports, report)),
         materialize=materialize,
-        runner=runner,
+        runner=VerifyingRunner(runner, group.rank, role.report),
     ).run()
 
 
@@ -142,7 +140,6 @@ def _entry(
         regions=Regions(settings.engine.kv_tokens),
         max_running=settings.engine.max_running,
         heartbeat_s=settings.ranks.heartbeat_s,
-        digests=Digests(group.size) if settings.ranks.verify else None,
     )
 
 

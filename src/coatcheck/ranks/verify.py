@@ -1,4 +1,4 @@
-"""Debug mode: every rank digests the inputs it feeds to the model, and the entry rank compares."""
+"""Verifying a request: every rank digests the inputs it feeds to the model, and the entry rank compares."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from coatcheck.engine.runner import Outcome, Runner
 from coatcheck.messages import Admit, Consumed, Report, Sampling, Verified, Work
 from coatcheck.strategies.inputs import MultimodalInputs
 
+OPEN_KEPT = 1024  # requests whose digests are incomplete, the newest: one that was aborted never gets complete
+
 
 class VerifyingRunner:
-    """A :class:`Runner` that reports a digest of a request's inputs in the step that completes its prefill."""
+    """A :class:`Runner` that reports a digest of the inputs in the step that completes a prefill, where asked to."""
 
     def __init__(self, runner: Runner, rank: int, report: Callable[[Report], None]) -> None:
         self._runner = runner
@@ -21,7 +23,8 @@ class VerifyingRunner:
 
     def admit(self, admit: Admit, inputs: MultimodalInputs, sampling: Sampling) -> None:
         """See :class:`Runner`."""
-        self._inputs[admit.request] = inputs
+        if admit.verify:
+            self._inputs[admit.request] = inputs
         self._runner.admit(admit, inputs, sampling)
 
     def release(self, request: str) -> None:
@@ -32,9 +35,8 @@ class VerifyingRunner:
     def execute(self, work: Sequence[Work]) -> Outcome:
         """See :class:`Runner`."""
         for part in work:
-            if part.sample and part.token is None:
-                digest = self._inputs.pop(part.request).digest()
-                self._report(Consumed(part.request, self._rank, digest))
+            if part.sample and part.token is None and (inputs := self._inputs.pop(part.request, None)) is not None:
+                self._report(Consumed(part.request, self._rank, inputs.digest()))
         return self._runner.execute(work)
 
 
@@ -49,6 +51,8 @@ class Digests:
         """The verdict once every rank has reported; None before that."""
         digests = self._digests.setdefault(report.request, {})
         digests[report.rank] = report.digest
+        if len(self._digests) > OPEN_KEPT:
+            del self._digests[next(iter(self._digests))]
         if len(digests) < self._ranks:
             return None
         del self._digests[report.request]
