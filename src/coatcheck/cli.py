@@ -34,6 +34,7 @@ ReadyTimeout = Annotated[
 ]
 Heartbeat = Annotated[float, typer.Option(help="Seconds between plans when there is nothing to do.")]
 GroupTimeout = Annotated[float, typer.Option(help="Seconds after which a rank that hangs in a step counts as lost.")]
+Trace = Annotated[str, typer.Option(help="Debug: directory for what each request cost on each rank, rankN.jsonl.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Debug: compare the inputs consumed on all ranks.")]
 
 
@@ -74,6 +75,7 @@ def serve(
     heartbeat: Heartbeat = 10.0,
     group_timeout: GroupTimeout = 120.0,
     verify: Verify = False,
+    trace: Trace = "",
     external_ranks: Annotated[
         bool, typer.Option("--external-ranks", help="Do not start the ranks; print how torchrun does.")
     ] = False,
@@ -108,7 +110,7 @@ def serve(
             chunk_tokens=chunk_tokens,
             encode_patches=encode_patches,
         ),
-        ranks=RankConfig(ready_timeout, heartbeat, group_timeout),
+        ranks=RankConfig(ready_timeout, heartbeat, group_timeout, str(Path(trace).absolute()) if trace else ""),
         tp=tp,
         external_ranks=external_ranks,
     )

@@ -9,6 +9,7 @@ Way of a request::
     client -> front end -> (Job) -> worker -> (Processed | Refused) -> front end
     front end -> (Arrived | Abort | Stop) -> entry rank -> (Plan) -> every rank
     every rank -> (Ready | Consumed) -> entry rank -> (Tokens | Rejected | ...) -> front end
+    every rank -> (Snapshot) -> front end
 """
 
 from __future__ import annotations
@@ -155,6 +156,33 @@ class Verified(Record, frozen=True):
     digest: str  # sha256, hex, over pixels, grids, positions and ids as consumed
 
 
+# --------------------------------------------------------------------------- every rank -> front end (metrics)
+
+
+class Sample(Record, frozen=True):
+    """One value of a metric, as Prometheus names it."""
+
+    name: str
+    labels: tuple[tuple[str, str], ...]
+    value: float
+
+
+class Family(Record, frozen=True):
+    """One metric with all its samples."""
+
+    name: str
+    text: str
+    kind: str  # counter, gauge, histogram
+    samples: tuple[Sample, ...]
+
+
+class Snapshot(Record, frozen=True):
+    """A rank's metrics at one moment, all of them; it replaces the one before."""
+
+    rank: int
+    families: tuple[Family, ...]
+
+
 # --------------------------------------------------------------------------- rank -> entry rank (side channel)
 
 
@@ -215,4 +243,5 @@ ToWorker = Job
 FromWorker = Processed | Refused | Failed | WorkerReady
 ToEntry = Arrived | Abort | Stop
 FromEntry = RanksReady | Tokens | Rejected | Verified
+FromRanks = FromEntry | Snapshot
 Report = Ready | Consumed

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 import pytest
 import torch
 
 from coatcheck.messages import Admit, Arrived, Item, Plan, Sampling, Tensor, Work
 from coatcheck.ranks.plans import HEAD, PlanChannel
+from coatcheck.ranks.stopwatch import Spent
 
 
 class Wire:
@@ -29,10 +31,14 @@ class Wire:
             tensor.copy_(sent)
 
 
+def nobody(arrivals: Sequence[Arrived], spent: Spent) -> None:
+    """Listens to no times."""
+
+
 def channels() -> tuple[Wire, Wire, PlanChannel, PlanChannel]:
     queue: deque[torch.Tensor] = deque()
     entry, follower = Wire(queue, True), Wire(queue, False)
-    return entry, follower, PlanChannel(entry), PlanChannel(follower)
+    return entry, follower, PlanChannel(entry, nobody), PlanChannel(follower, nobody)
 
 
 def arrived(name: str, sizes: list[int], ids: int = 10) -> Arrived:

@@ -18,9 +18,10 @@ from coatcheck.launcher.processes import RankProcesses
 from coatcheck.messages import (
     Abort,
     Arrived,
-    FromEntry,
+    FromRanks,
     RanksReady,
     Rejected,
+    Snapshot,
     Stop,
     ToEntry,
     Tokens,
@@ -34,7 +35,7 @@ from coatcheck.wire import Buffer, Decoder, send, split
 START_S = 120.0  # four ranks on two cores import torch and transformers at once
 ANSWER_S = 60.0
 
-_decode = Decoder[FromEntry](FromEntry)
+_decode = Decoder[FromRanks](FromRanks)
 
 
 @dataclass
@@ -62,6 +63,7 @@ class Engine:
         self._events = self._context.socket(zmq.PULL)
         self._endpoints = [PrivateEndpoint(self._requests), PrivateEndpoint(self._events)]
         self.results: dict[str, Result] = {}
+        self.snapshots: dict[int, Snapshot] = {}  # by rank, the newest
         settings = RankSettings(
             engine=EngineConfig(model=model, **{"device": "cpu", **engine}),
             ranks=ranks or RankConfig(ready_timeout_s=5),
@@ -75,12 +77,13 @@ class Engine:
 
     def _wait_ready(self) -> RanksReady:
         deadline = time.monotonic() + START_S
-        while not self._events.poll(200):
+        while True:
             self.processes.check()
             assert time.monotonic() < deadline, "the ranks did not start in time"
-        ready = _decode(self._events.recv())
-        assert isinstance(ready, RanksReady)
-        return ready
+            if self._events.poll(200):
+                ready = _decode(self._events.recv())
+                if isinstance(ready, RanksReady):
+                    return ready
 
     def tell(self, message: ToEntry, frames: Sequence[Buffer] = ()) -> None:
         send(self._requests, message, frames)
@@ -93,10 +96,15 @@ class Engine:
         self.tell(Abort(request))
 
     def pump(self, timeout_s: float) -> bool:
-        """Takes in one event; False if none came in time."""
-        if not self._events.poll(round(timeout_s * 1000)):
-            return False
-        event = _decode(split(self._events.recv_multipart(copy=False))[0])
+        """Takes in one event about a request, and snapshots before it; False if none came in time."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            if not self._events.poll(max(0, round((deadline - time.monotonic()) * 1000))):
+                return False
+            event = _decode(split(self._events.recv_multipart(copy=False))[0])
+            if not isinstance(event, Snapshot):
+                break
+            self.snapshots[event.rank] = event
         if isinstance(event, RanksReady):
             raise AssertionError("the ranks said ready twice")
         result = self.results[event.request]

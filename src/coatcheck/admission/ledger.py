@@ -171,7 +171,7 @@ class Ledger:
 
     def statistics(self) -> LedgerStatistics:
         """A frozen snapshot."""
-        states = [entry.state for entry in self._entries.values()]
+        states = [entry.state for entry in list(self._entries.values())]  # at once: may be read by another thread
         return LedgerStatistics(
             waiting=states.count(_State.WAITING),
             ready=states.count(_State.READY),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from starlette.routing import Route
 from coatcheck.errors import BadRequest, CoatcheckError, Overloaded, RankLost
 from coatcheck.frontend.capacity import Capacity
 from coatcheck.frontend.chat import Chat
+from coatcheck.frontend.collectors import CpuSeconds, RankSnapshots
 from coatcheck.frontend.config import FrontendConfig
 from coatcheck.frontend.link import RankLink
 from coatcheck.frontend.metrics import CONTENT_TYPE, Metrics
@@ -35,6 +37,8 @@ def create_app(config: FrontendConfig, pool: WorkerPool, link: RankLink) -> Fast
     app.state.draining = False
     app.state.capacity = capacity = Capacity(config.max_waiting, config.max_held_bytes)
     app.state.metrics = metrics = Metrics(capacity, pool.statistics, link.statistics)
+    metrics.registry.register(RankSnapshots(link.snapshots))
+    metrics.registry.register(CpuSeconds(lambda: _pids(pool, link)))
     started = int(time.time())
 
     def check_ready() -> None:
@@ -84,6 +88,16 @@ def _add_status_routes(app: FastAPI, metrics: Metrics, check_ready: Callable[[],
     @app.exception_handler(Exception)
     async def on_error(request: Request, error: Exception) -> Response:
         return _answer(failure(error))
+
+
+def _pids(pool: WorkerPool, link: RankLink) -> dict[str, int]:
+    """Every process of the server by name."""
+    ranks = link.ranks.pids if link.ranks is not None else ()
+    return {
+        "front-end": os.getpid(),
+        **{f"worker{place}": pid for place, pid in enumerate(pool.pids())},
+        **{f"rank{rank}": pid for rank, pid in enumerate(ranks)},
+    }
 
 
 def _answer(failed: Failure) -> Response:

@@ -13,7 +13,18 @@ import zmq.asyncio
 
 from coatcheck import wire
 from coatcheck.errors import Overloaded, RankLost, RequestRejected, WireError
-from coatcheck.messages import Abort, Arrived, FromEntry, RanksReady, Rejected, Stop, ToEntry, Tokens, Verified
+from coatcheck.messages import (
+    Abort,
+    Arrived,
+    FromRanks,
+    RanksReady,
+    Rejected,
+    Snapshot,
+    Stop,
+    ToEntry,
+    Tokens,
+    Verified,
+)
 from coatcheck.private_socket import PrivateEndpoint
 
 log = logging.getLogger("coatcheck.frontend")
@@ -93,6 +104,7 @@ class RankLink:
         self._lost: str | None = None
         self._settled = asyncio.Event()  # ranks are ready, or lost
         self._verified: OrderedDict[str, str] = OrderedDict()
+        self._snapshots: dict[int, Snapshot] = {}  # by rank, the newest
         self._tasks: list[asyncio.Task[None]] = []
         self._endpoints: list[PrivateEndpoint] = []
         self._closed = False
@@ -184,6 +196,10 @@ class RankLink:
         """Debug mode: the digest that all ranks agreed on, while it is among the newest."""
         return self._verified.get(request)
 
+    def snapshots(self) -> list[Snapshot]:
+        """What each rank last said of its metrics, by rank."""
+        return [self._snapshots[rank] for rank in sorted(self._snapshots)]
+
     def statistics(self) -> LinkStatistics:
         """A snapshot."""
         return LinkStatistics(open=len(self._answers), queued=len(self._outbox))
@@ -231,7 +247,7 @@ class RankLink:
             self._sent.set()
 
     async def _receive(self) -> None:
-        decode = wire.Decoder[FromEntry](FromEntry)
+        decode = wire.Decoder[FromRanks](FromRanks)
         while True:
             frame = (await self._in.recv_multipart())[0]
             try:
@@ -242,14 +258,16 @@ class RankLink:
                 log.exception("a record of the entry rank could not be handled")
 
     async def _watch(self) -> None:
-        """Whoever started the ranks: when the entry rank's connection ends, they are lost."""
+        """Whoever started the ranks: when one's connection ends, they are lost."""
         await self._gone.recv_multipart()
         await asyncio.sleep(GONE_S)
         if not self._stopping:
-            self.lost("the entry rank is gone")
+            self.lost("a rank is gone")
 
-    def _hear(self, record: FromEntry) -> None:
-        if isinstance(record, RanksReady):
+    def _hear(self, record: FromRanks) -> None:
+        if isinstance(record, Snapshot):
+            self._snapshots[record.rank] = record
+        elif isinstance(record, RanksReady):
             self._ranks = record
             self._settled.set()
         elif isinstance(record, Verified):

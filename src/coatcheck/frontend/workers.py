@@ -133,6 +133,10 @@ class WorkerPool:
             with suppress(ValueError):
                 self._waiting.remove(task)
 
+    def pids(self) -> tuple[int, ...]:
+        """Of the workers that run now, in order of their places."""
+        return tuple(worker.process.pid for _, worker in sorted(self._workers.items()))
+
     def statistics(self) -> WorkerStatistics:
         """A snapshot."""
         workers = self._workers.values()

@@ -15,6 +15,8 @@ class RankConfig:
     heartbeat_s: float = 10.0  # a quiet entry rank sends an empty plan this often, or the process groups time out
     group_timeout_s: float = 120.0  # bound on every collective: a rank that hangs longer counts as lost
 
+    trace: str = ""  # directory for traces (see coatcheck.ranks.trace); empty: none
+
     def __post_init__(self) -> None:
         for name in ("ready_timeout_s", "heartbeat_s", "group_timeout_s"):
             if getattr(self, name) <= 0:

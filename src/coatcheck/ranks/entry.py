@@ -29,6 +29,8 @@ from coatcheck.messages import (
     Tokens,
 )
 from coatcheck.ranks.plans import PlanChannel
+from coatcheck.ranks.recorder import Recorder
+from coatcheck.ranks.stopwatch import Stopwatch
 from coatcheck.ranks.verify import Digests
 from coatcheck.wire import Buffer, Decoder, check_frames, send, split
 
@@ -67,6 +69,7 @@ class EntryRole:
         regions: Regions,
         max_running: int,
         heartbeat_s: float,
+        recorder: Recorder,
     ) -> None:
         self._channel = channel
         self._sockets = sockets
@@ -76,6 +79,7 @@ class EntryRole:
         self._max_running = max_running
         self._heartbeat_s = heartbeat_s
         self._digests = Digests(ledger.ranks)
+        self._recorder = recorder
         self._poller = zmq.Poller()
         self._poller.register(sockets.requests, zmq.POLLIN)
         self._poller.register(sockets.reports, zmq.POLLIN)
@@ -146,44 +150,47 @@ class EntryRole:
             self._stop = True
 
     @staticmethod
-    def _drain(socket: zmq.Socket[bytes], read: Callable[[Buffer, list[memoryview]], None]) -> None:
+    def _drain(socket: zmq.Socket[bytes], read: Callable[[Buffer, list[memoryview], Stopwatch], None]) -> None:
         while True:
+            watch = Stopwatch()
             try:
                 message = socket.recv_multipart(flags=zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
             try:
-                read(*split(message))
+                read(*split(message), watch)
             except WireError as error:
                 log.error("entry rank: a message was dropped: %s", error)
 
-    def _read_report(self, record: Buffer, frames: Sequence[Buffer]) -> None:
+    def _read_report(self, record: Buffer, frames: Sequence[Buffer], watch: Stopwatch) -> None:
         self.report(_decode_report(record))
 
-    def _read_request(self, record: Buffer, frames: Sequence[Buffer]) -> None:
+    def _read_request(self, record: Buffer, frames: Sequence[Buffer], watch: Stopwatch) -> None:
         message = _decode_arrival(record)
         if isinstance(message, Arrived):
-            self._accept(message, frames)
+            if self._accept(message, frames):
+                self._recorder.received(message, watch.stop())
         elif isinstance(message, Abort):
             self._abort(message.request)
         elif isinstance(message, Stop):
             self._stop = True
 
-    def _accept(self, arrived: Arrived, frames: Sequence[Buffer]) -> None:
+    def _accept(self, arrived: Arrived, frames: Sequence[Buffer]) -> bool:
         need = len(arrived.ids) + arrived.sampling.max_tokens
         if arrived.request in self._incoming or arrived.request in self._ledger:
             log.error("entry rank: request %s came twice; the second was dropped", arrived.request)
-            return
+            return False
         try:
             check_frames(arrived.items, frames)
         except WireError as error:
             self._tell(Rejected(arrived.request, str(error), None))
-            return
+            return False
         if need > self._regions.size:
             reason = f"the request needs {need} KV tokens (prompt and max_tokens), there are {self._regions.size}"
             self._tell(Rejected(arrived.request, reason, None))
-            return
+            return False
         self._incoming[arrived.request] = arrived, frames
+        return True
 
     def _abort(self, request: str) -> None:
         if self._incoming.pop(request, None) is None and not self._ledger.abort(request):

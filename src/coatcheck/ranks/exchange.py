@@ -40,12 +40,13 @@ class Shared:
     made: MultimodalInputs | Failure
 
 
-@dataclass(frozen=True)
+@dataclass
 class EntryExchange:
     """Makes and broadcasts."""
 
     group: dist.ProcessGroup
     makes: bool = True
+    carried: int = 0
     _numbers: count[int] = field(default_factory=count)
 
     def share(self, request: str, make: Callable[[], MultimodalInputs]) -> MultimodalInputs:
@@ -61,15 +62,17 @@ class EntryExchange:
         with collective():
             dist.broadcast(torch.tensor([len(pickled)]), src=0, group=self.group)
             dist.broadcast(torch.frombuffer(bytearray(pickled), dtype=torch.uint8), src=0, group=self.group)
+        self.carried += len(pickled)
         return _unwrap(made)
 
 
-@dataclass(frozen=True)
+@dataclass
 class FollowerExchange:
     """Receives."""
 
     group: dist.ProcessGroup
     makes: bool = False
+    carried: int = 0
     _numbers: count[int] = field(default_factory=count)
 
     def share(self, request: str, make: Callable[[], MultimodalInputs]) -> MultimodalInputs:
@@ -80,6 +83,7 @@ class FollowerExchange:
             dist.broadcast(size, src=0, group=self.group)
             pickled = torch.empty(int(size), dtype=torch.uint8)
             dist.broadcast(pickled, src=0, group=self.group)
+        self.carried += len(pickled)
         shared: Shared = pickle.loads(pickled.numpy().data)  # outside: a failure here is this rank's, on this request
         if (shared.number, shared.request) != (number, request):
             raise RanksDisagree(

@@ -9,15 +9,18 @@ plan; none is made here.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from coatcheck.admission import Parked
 from coatcheck.engine.runner import Outcome, Runner
 from coatcheck.errors import MaterializeError, RankLost, RanksDisagree, UnknownStrategy
 from coatcheck.messages import Admit, Arrived, Plan, Ready, Report, Sampling
 from coatcheck.ranks.lane import Job, Lane
+from coatcheck.ranks.recorder import Recorder
+from coatcheck.ranks.stopwatch import Spent, Stopwatch
 from coatcheck.strategies.base import Exchange, Materializer, Strategy
 from coatcheck.strategies.inputs import MultimodalInputs
 from coatcheck.strategies.table import STRATEGIES, canonical, strategy_named
@@ -53,11 +56,25 @@ class Delivery:
     report: Callable[[Report], None]
 
 
+class _Ready(NamedTuple):
+    inputs: MultimodalInputs
+    sampling: Sampling
+    strategy: str
+    since: float
+
+
 class Rank:
     """One rank's step loop, and its lane."""
 
     def __init__(
-        self, rank: int, role: Role, inline: Delivery, background: Delivery, materialize: Materializer, runner: Runner
+        self,
+        rank: int,
+        role: Role,
+        inline: Delivery,
+        background: Delivery,
+        materialize: Materializer,
+        runner: Runner,
+        recorder: Recorder,
     ) -> None:
         self._rank = rank
         self._role = role
@@ -65,9 +82,11 @@ class Rank:
         self._background = background
         self._materialize = materialize
         self._runner = runner
+        self._recorder = recorder
         self._lane = Lane(rank)
+        recorder.gauge("lane_depth", "Requests in the lane", lambda: self._lane.depth)
         self._strategies = {name: strategy_named(name) for name in STRATEGIES}  # imported now, not by the first request
-        self._parked: Parked[tuple[MultimodalInputs, Sampling]] = Parked(rank)
+        self._parked: Parked[_Ready] = Parked(rank)
 
     def run(self) -> bool:
         """Executes plans until one says stop. False if the lane did not end in time: then nothing can be closed.
@@ -76,7 +95,9 @@ class Rank:
         """
         while True:
             plan, frames = self._role.next_plan()
+            watch = Stopwatch()
             self._execute(plan, frames)
+            self._recorder.step(watch.stop())
             if plan.stop:
                 break
         return self._lane.close(LANE_EXIT_S)
@@ -90,6 +111,7 @@ class Rank:
         for request in plan.ended:
             self._parked.drop(request)
             self._runner.release(request)
+            self._recorder.ended(request)
         for admit in plan.admits:
             self._admit(admit)
         if plan.work:
@@ -120,14 +142,32 @@ class Rank:
     def _deliver(self, arrived: Arrived, frames: Sequence[Buffer], strategy: Strategy, delivery: Delivery) -> None:
         """Materializes, parks and reports. Any exception is this rank's failure on this request, and nothing else's."""
         error = None
+        materializing: list[Spent] = []
+        carried = delivery.exchange.carried
+        watch = Stopwatch()
+
+        def materialize(arrived: Arrived, frames: Sequence[Buffer]) -> MultimodalInputs:
+            own = Stopwatch()
+            try:
+                return self._materialize_wanted(arrived, frames)
+            finally:
+                materializing.append(own.stop())
+
         try:
-            inputs = strategy.carrier.deliver(arrived, frames, delivery.exchange, self._materialize_wanted)
-            self._parked.park(arrived.request, (inputs, arrived.sampling))
+            inputs = strategy.carrier.deliver(arrived, frames, delivery.exchange, materialize)
+            self._parked.park(arrived.request, _Ready(inputs, arrived.sampling, arrived.strategy, time.monotonic()))
         except (RankLost, RanksDisagree):
             raise  # no failure of this request: the group is broken
         except Exception as exception:
             error = f"{type(exception).__name__}: {exception}"
             log.warning("rank %d: request %s cannot be materialized: %s", self._rank, arrived.request, error)
+        self._recorder.delivered(
+            arrived,
+            strategy,
+            watch.stop(),
+            materializing[0] if materializing else None,
+            delivery.exchange.carried - carried,
+        )
         delivery.report(Ready(arrived.request, self._rank, error))
 
     def _materialize_wanted(self, arrived: Arrived, frames: Sequence[Buffer]) -> MultimodalInputs:
@@ -137,5 +177,8 @@ class Rank:
         return self._materialize(arrived, frames)
 
     def _admit(self, admit: Admit) -> None:
-        inputs, sampling = self._parked.admit(admit.request)
-        self._runner.admit(admit, inputs, sampling)
+        watch = Stopwatch()
+        ready = self._parked.admit(admit.request)
+        waited = time.monotonic() - ready.since
+        self._runner.admit(admit, ready.inputs, ready.sampling)
+        self._recorder.admitted(admit.request, ready.strategy, waited, watch.stop())

@@ -19,7 +19,7 @@ from coatcheck.engine.positions import ModelPositions
 from coatcheck.engine.regions import Regions
 from coatcheck.engine.runner import ModelRunner, Runner
 from coatcheck.engine.schedule import Schedule
-from coatcheck.errors import CoatcheckError
+from coatcheck.errors import CoatcheckError, ConfigError
 from coatcheck.messages import RanksReady, Ready
 from coatcheck.private_socket import PrivateEndpoint
 from coatcheck.process import die_with_parent, leave_signals_to_parent, set_name
@@ -29,7 +29,10 @@ from coatcheck.ranks.follower import FollowerRole
 from coatcheck.ranks.group import Group, join
 from coatcheck.ranks.loop import Delivery, Rank, Role
 from coatcheck.ranks.plans import PlanChannel
+from coatcheck.ranks.recorder import Recorder
 from coatcheck.ranks.settings import RankSettings
+from coatcheck.ranks.telemetry import Telemetry
+from coatcheck.ranks.trace import Trace
 from coatcheck.ranks.verify import VerifyingRunner
 from coatcheck.strategies.base import Exchange, Materializer
 from coatcheck.strategies.materialize import Materialize
@@ -91,12 +94,14 @@ def _serve(
         dtype=model.dtype,
         device=device,
     )
-    channel = PlanChannel(group)
+    trace = _trace(settings.ranks.trace, group.rank)
+    recorder = Recorder(trace)
+    channel = PlanChannel(group, recorder.broadcast)
     role: Role
     inline: Exchange
     background: Exchange
     if group.rank == 0:
-        role = _entry(settings, group, context, channel)
+        role = _entry(settings, group, context, channel, recorder)
         inline, background = EntryExchange(group.control), EntryExchange(group.lane)
     else:
         role = _follower(group, context, channel)
@@ -108,18 +113,32 @@ def _serve(
         role.report(Ready(request, group.rank, reason))
 
     runner: Runner = ModelRunner(model, pool, device, samples=group.rank == 0, failed=failed)
-    return Rank(
+    metrics = context.socket(zmq.PUSH)
+    metrics.connect(settings.events)
+    telemetry = Telemetry(group.rank, recorder.registry, metrics)
+    rank = Rank(
         rank=group.rank,
         role=role,
         inline=Delivery(inline, role.report),
         background=Delivery(background, lambda report: send(lane_reports, report)),
         materialize=materialize,
         runner=VerifyingRunner(runner, group.rank, role.report),
-    ).run()
+        recorder=recorder,
+    )
+    try:
+        return rank.run()
+    finally:
+        telemetry.close()
+        if trace is not None:
+            trace.close()
 
 
 def _entry(
-    settings: RankSettings, group: Group, context: zmq.Context[zmq.Socket[bytes]], channel: PlanChannel
+    settings: RankSettings,
+    group: Group,
+    context: zmq.Context[zmq.Socket[bytes]],
+    channel: PlanChannel,
+    recorder: Recorder,
 ) -> EntryRole:
     reports = context.socket(zmq.PULL)
     reports.set_hwm(0)  # bounded by the requests under way
@@ -132,14 +151,19 @@ def _entry(
     pids: list[int] = [0] * group.size
     dist.all_gather_object(pids, os.getpid(), group=group.control)
     send(events, RanksReady(group.size, tuple(pids), settings.engine.max_running, settings.engine.kv_tokens))
+    ledger = Ledger(group.size, settings.ranks.ready_timeout_s)
+    recorder.gauge("ranks_waiting", "Requests that some rank has not reported", lambda: ledger.statistics().waiting)
+    recorder.gauge("ranks_ready", "Requests ready, not admitted", lambda: ledger.statistics().ready)
+    recorder.gauge("ranks_running", "Requests admitted", lambda: ledger.statistics().running)
     return EntryRole(
         channel=channel,
         sockets=EntrySockets(requests, events, reports, gone),
-        ledger=Ledger(group.size, settings.ranks.ready_timeout_s),
+        ledger=ledger,
         schedule=Schedule(settings.engine.chunk_tokens, settings.engine.encode_patches),
         regions=Regions(settings.engine.kv_tokens),
         max_running=settings.engine.max_running,
         heartbeat_s=settings.ranks.heartbeat_s,
+        recorder=recorder,
     )
 
 
@@ -155,6 +179,15 @@ def _reports(group: Group, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socke
     reports.set_hwm(0)
     reports.connect(group.store.get("reports").decode())
     return reports
+
+
+def _trace(directory: str, rank: int) -> Trace | None:
+    if not directory:
+        return None
+    try:
+        return Trace(directory, rank)
+    except OSError as error:
+        raise ConfigError(f"--trace: {directory} cannot be written to: {error.strerror}") from error
 
 
 def _device(wanted: str, ranks: int) -> torch.device:

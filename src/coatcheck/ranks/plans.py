@@ -7,12 +7,13 @@ payloads ride along, a second one follows: the rest of the plan and all payloads
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 
-from coatcheck.messages import Plan
+from coatcheck.messages import Arrived, Plan
+from coatcheck.ranks.stopwatch import Spent, Stopwatch
 from coatcheck.wire import Buffer, Decoder, encode, nbytes
 
 HEAD = 16_384  # bytes of the fixed block; gloo takes as long for 256 (docs/decisions/plan-broadcast.md)
@@ -37,8 +38,10 @@ class Broadcasts(Protocol):
 class PlanChannel:
     """The entry rank sends, the others receive; one call of either on every rank per step."""
 
-    def __init__(self, group: Broadcasts) -> None:
+    def __init__(self, group: Broadcasts, observe: Callable[[Sequence[Arrived], Spent], None]) -> None:
+        """``observe`` is told the arrivals of each second collective and the time it took, wait for others included."""
         self._broadcast = group.broadcast
+        self._observe = observe
         self._head = torch.zeros(HEAD, dtype=torch.uint8)
 
     def send(self, plan: Plan, frames: Sequence[Buffer] = ()) -> None:
@@ -53,6 +56,7 @@ class PlanChannel:
         self._broadcast(self._head)
         if not bulk:
             return
+        watch = Stopwatch()
         buffer = torch.empty(bulk, dtype=torch.uint8)
         view = buffer.numpy().data
         view[: len(rest)] = rest
@@ -62,6 +66,7 @@ class PlanChannel:
             view[start : start + len(data)] = data
             start += _aligned(len(data))
         self._broadcast(buffer)
+        self._observe(plan.arrivals, watch.stop())
 
     def receive(self) -> tuple[Plan, list[Buffer]]:
         """Waits for the next plan, asleep, as long as the group's timeout allows.
@@ -74,6 +79,7 @@ class PlanChannel:
         inline = bytes(head[_LENGTHS.size : _LENGTHS.size + min(length, HEAD - _LENGTHS.size)])
         if not bulk:
             return _decode(inline), []
+        watch = Stopwatch()
         buffer = torch.empty(bulk, dtype=torch.uint8)
         self._broadcast(buffer)
         view = buffer.numpy().data.toreadonly()
@@ -86,4 +92,5 @@ class PlanChannel:
                 size = nbytes(item.pixels)
                 frames.append(view[start : start + size])
                 start += _aligned(size)
+        self._observe(plan.arrivals, watch.stop())
         return plan, frames

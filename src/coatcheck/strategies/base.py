@@ -41,6 +41,11 @@ class Exchange(Protocol):
         """True on the entry rank: ``make`` is called here."""
         ...
 
+    @property
+    def carried(self) -> int:
+        """Bytes that this exchange's calls have broadcast so far."""
+        ...
+
     def share(self, request: str, make: Callable[[], MultimodalInputs]) -> MultimodalInputs:
         """Runs ``make`` on the entry rank only and returns its result on every rank.
 

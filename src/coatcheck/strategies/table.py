@@ -37,6 +37,11 @@ def canonical(name: str) -> str:
     return found
 
 
+def carrier_named(name: str) -> str:
+    """The carrier of the strategy of that name or alias, "unknown" if there is none."""
+    return STRATEGIES.get(ALIASES.get(name, name), ("unknown", None))[0]
+
+
 @cache
 def strategy_named(name: str) -> Strategy:
     """The strategy of that name or alias. Raises UnknownStrategy."""

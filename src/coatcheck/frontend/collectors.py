@@ -1,0 +1,44 @@
+"""Metrics of other processes, for the front end's registry: what the ranks say of themselves, and CPU time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client import Metric, ProcessCollector
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from coatcheck.messages import Snapshot
+
+
+class RankSnapshots(Collector):
+    """The newest snapshot of each rank; every sample gets the label ``rank``."""
+
+    def __init__(self, snapshots: Callable[[], Iterable[Snapshot]]) -> None:
+        self._snapshots = snapshots
+
+    def collect(self) -> Iterable[Metric]:
+        """One metric per name, with the samples of all ranks."""
+        metrics: dict[str, Metric] = {}
+        for snapshot in self._snapshots():
+            for family in snapshot.families:
+                metric = metrics.setdefault(family.name, Metric(family.name, family.text, family.kind))
+                for sample in family.samples:
+                    metric.add_sample(sample.name, {"rank": str(snapshot.rank), **dict(sample.labels)}, sample.value)
+        return metrics.values()
+
+
+class CpuSeconds(Collector):
+    """CPU time of every process of the server, read from the system. One that has ended is left out."""
+
+    def __init__(self, pids: Callable[[], Mapping[str, int]]) -> None:
+        self._pids = pids
+
+    def collect(self) -> Iterable[Metric]:
+        """One counter, by process."""
+        counter = CounterMetricFamily("coatcheck_cpu_seconds", "CPU time, user and system", labels=["process"])
+        for name, pid in self._pids().items():
+            for metric in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():  # type: ignore[misc]
+                if metric.name == "process_cpu_seconds":
+                    counter.add_metric([name], metric.samples[0].value)
+        return [counter]
