@@ -28,6 +28,8 @@ MaxRunning = Annotated[int, typer.Option(help="Requests that run at once.")]
 KvTokens = Annotated[int, typer.Option(help="KV cache in tokens; a request reserves prompt + max_tokens.")]
 ChunkTokens = Annotated[int, typer.Option(help="Tokens computed per step.")]
 EncodePatches = Annotated[int, typer.Option(help="Image patches encoded per step (at least one image).")]
+Runner = Annotated[str, typer.Option(help="model, or null: no forward pass, to measure the input path alone.")]
+StepMs = Annotated[float, typer.Option(help="Milliseconds that the null runner's step sleeps.")]
 ReadyTimeout = Annotated[
     float,
     typer.Option(help="Seconds from arrival (the lane's queue included) to every rank's report."),
@@ -71,6 +73,8 @@ def serve(
     kv_tokens: KvTokens = 32_768,
     chunk_tokens: ChunkTokens = 512,
     encode_patches: EncodePatches = 4_096,
+    runner: Runner = "model",
+    step_ms: StepMs = 0.0,
     ready_timeout: ReadyTimeout = 30.0,
     heartbeat: Heartbeat = 10.0,
     group_timeout: GroupTimeout = 120.0,
@@ -109,6 +113,8 @@ def serve(
             kv_tokens=kv_tokens,
             chunk_tokens=chunk_tokens,
             encode_patches=encode_patches,
+            runner=runner,
+            step_ms=step_ms,
         ),
         ranks=RankConfig(ready_timeout, heartbeat, group_timeout, str(Path(trace).absolute()) if trace else ""),
         tp=tp,

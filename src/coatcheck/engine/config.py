@@ -11,6 +11,7 @@ DEFAULT_MODEL = Path(__file__).parents[1] / "default_model"
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
+RUNNERS = ("model", "null")
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,18 @@ class EngineConfig:
     kv_tokens: int = 32_768  # KV cache of all running requests together: prompt + max_tokens each
     chunk_tokens: int = 512  # tokens computed per step, prefill and decode together
     encode_patches: int = 4_096  # image patches encoded per step (one image at least): bounds how long decoding waits
+    runner: str = "model"  # null: no forward pass, a sleep (see coatcheck.engine.null)
+    step_ms: float = 0.0  # the null runner's sleep
 
     def __post_init__(self) -> None:
-        for name, allowed in (("device", DEVICES), ("dtype", DTYPES)):
+        for name, allowed in (("device", DEVICES), ("dtype", DTYPES), ("runner", RUNNERS)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"--{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
         for name in ("max_running", "kv_tokens", "chunk_tokens", "encode_patches"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is less than 1")
+        if self.step_ms < 0:
+            raise ConfigError(f"--step-ms: {self.step_ms} is less than 0")
         if self.chunk_tokens < self.max_running:
             raise ConfigError(
                 f"--chunk-tokens: {self.chunk_tokens} is less than --max-running ({self.max_running}), "

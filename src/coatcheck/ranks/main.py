@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,7 +15,9 @@ import zmq
 from coatcheck.admission import Ledger
 from coatcheck.engine.attention import KVPool
 from coatcheck.engine.checkpoint import check_divides, read_config
+from coatcheck.engine.config import EngineConfig
 from coatcheck.engine.model import load
+from coatcheck.engine.null import NullRunner
 from coatcheck.engine.positions import ModelPositions
 from coatcheck.engine.regions import Regions
 from coatcheck.engine.runner import ModelRunner, Runner
@@ -86,14 +89,6 @@ def _serve(
     )
     if around is not None:
         materialize = around(materialize, group.rank)
-    pool = KVPool(
-        layers=text.num_hidden_layers,
-        heads=text.num_key_value_heads // group.size,
-        tokens=engine.kv_tokens,
-        head_dim=text.hidden_size // text.num_attention_heads,
-        dtype=model.dtype,
-        device=device,
-    )
     trace = _trace(settings.ranks.trace, group.rank)
     recorder = Recorder(trace)
     channel = PlanChannel(group, recorder.broadcast)
@@ -112,7 +107,13 @@ def _serve(
         log.warning("rank %d: request %s failed: %s", group.rank, request, reason)
         role.report(Ready(request, group.rank, reason))
 
-    runner: Runner = ModelRunner(model, pool, device, samples=group.rank == 0, failed=failed)
+    runner: Runner
+    if engine.runner == "null":
+        runner = NullRunner(
+            text.vocab_size, engine.step_ms / 1e3, group.size, group.rank == 0, device, group.all_reduce
+        )
+    else:
+        runner = ModelRunner(model, _pool(engine, group, model), device, samples=group.rank == 0, failed=failed)
     metrics = context.socket(zmq.PUSH)
     metrics.connect(settings.events)
     telemetry = Telemetry(group.rank, recorder.registry, metrics)
@@ -179,6 +180,18 @@ def _reports(group: Group, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socke
     reports.set_hwm(0)
     reports.connect(group.store.get("reports").decode())
     return reports
+
+
+def _pool(engine: EngineConfig, group: Group, model: Any) -> KVPool:
+    text = model.config.text_config
+    return KVPool(
+        layers=text.num_hidden_layers,
+        heads=text.num_key_value_heads // group.size,
+        tokens=engine.kv_tokens,
+        head_dim=text.hidden_size // text.num_attention_heads,
+        dtype=model.dtype,
+        device=model.device,
+    )
 
 
 def _trace(directory: str, rank: int) -> Trace | None:
