@@ -35,3 +35,9 @@ def leave_signals_to_parent() -> None:
     if PARENT in os.environ:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def quiet_libraries() -> None:
+    """Children inherit it: transformers' hints and progress bars would come once per rank and worker."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shlex
 import signal
 import socket
@@ -20,6 +19,7 @@ from coatcheck.engine.checkpoint import check_divides, read_config
 from coatcheck.errors import CoatcheckError, ConfigError, RankLost
 from coatcheck.frontend.front_end import FrontEnd
 from coatcheck.launcher.processes import RankProcesses
+from coatcheck.process import quiet_libraries
 from coatcheck.ranks.settings import RankSettings
 
 EXAMPLE = Path(__file__).with_name("example.png")  # a scene drawn by training/scenes.py
@@ -46,8 +46,7 @@ async def run(config: ServeConfig) -> int:
     anything is started.
     """
     check_divides(read_config(config.engine.model), config.tp)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its hints would come once per rank and worker
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    quiet_libraries()
     listener = _listen(config.frontend.host, config.frontend.port)
     address = EXTERNAL if config.external_ranks else None
     front_end = FrontEnd(config.frontend, to_entry=address, from_entry=address)

@@ -117,6 +117,7 @@ class EntryRole:
                 log.error("entry rank: request %s: %s", verdict.request, verdict.reason)
                 self._ledger.fail(verdict.request, verdict.reason)
             elif verdict is not None:
+                self._recorder.verified(verdict.request, verdict.digest)
                 self._tell(verdict)
 
     def executed(self, outcome: Outcome) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-Phase = Literal["receive", "broadcast", "deliver", "materialize", "exchange", "admit"]
+Phase = Literal["receive", "broadcast", "deliver", "materialize", "exchange", "admit", "verify"]
 Thread = Literal["scheduler", "lane"]
 
 
@@ -25,6 +25,7 @@ class Span(msgspec.Struct, frozen=True):
     wall_ms: float
     cpu_ms: float
     nbytes: int = 0  # broadcast
+    digest: str = ""  # of the inputs, where phase is verify: on the entry rank, once all ranks agreed
 
 
 def path(directory: str | Path, rank: int) -> Path:
@@ -54,7 +55,6 @@ class Trace:
 
 
 def read(directory: str | Path, rank: int) -> list[Span]:
-    """The spans that a rank has written, in the order of their ends."""
-    return msgspec.json.Decoder(list[Span]).decode(
-        b"[" + b",".join(path(directory, rank).read_bytes().splitlines()) + b"]"
-    )
+    """The spans that a rank has written, in the order of their ends. A last line that a dying rank left is dropped."""
+    lines = path(directory, rank).read_bytes().split(b"\n")[:-1]
+    return msgspec.json.Decoder(list[Span]).decode(b"[" + b",".join(lines) + b"]")

@@ -1,0 +1,56 @@
+"""Options of ``coatcheck bench engine``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
+from coatcheck.errors import ConfigError
+
+INPUTS = ("http", "tensors")
+
+
+def parse_image(text: str) -> tuple[int, int]:
+    """``WIDTHxHEIGHT`` in pixels. Raises ConfigError."""
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if found is None:
+        raise ConfigError(f"--image: {text!r} is not WIDTHxHEIGHT in pixels, such as 448x448")
+    return int(found[1]), int(found[2])
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """See the comments; an impossible value raises ConfigError naming the option."""
+
+    strategies: tuple[str, ...]  # canonical names
+    model: Path = DEFAULT_MODEL
+    tp: int = 2
+    concurrency: int = 16  # requests under way at once: a closed loop
+    requests: int = 64  # in a round, of each strategy
+    image: str = "448x448"
+    images_per_request: int = 1  # 0: text alone, the limit that stalls are to be seen against
+    text_tokens: int = 16  # of each prompt, beside the images; input "tensors" only
+    output_tokens: int = 16
+    input: str = "tensors"  # http: a whole server, images as JPEG; tensors: prebuilt, straight to the ranks
+    rounds: int = 5
+    seed: int = 0
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        if not self.strategies:
+            raise ConfigError("--strategies: at least one is needed")
+        if self.input not in INPUTS:
+            raise ConfigError(f"--input: {self.input!r} is not one of {', '.join(INPUTS)}")
+        for name in ("tp", "concurrency", "requests", "text_tokens", "output_tokens", "rounds"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is less than 1")
+        if self.images_per_request < 0:
+            raise ConfigError(f"--images-per-request: {self.images_per_request} is less than 0")
+        parse_image(self.image)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of each image, in pixels."""
+        return parse_image(self.image)

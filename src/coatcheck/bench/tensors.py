@@ -1,0 +1,109 @@
+"""Bare ranks, fed with prebuilt tensors by the front end's own link: preprocessing bounds nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from coatcheck.bench.config import BenchConfig
+from coatcheck.bench.driver import Heard
+from coatcheck.bench.workload import TensorWorkload
+from coatcheck.errors import CoatcheckError, RankLost
+from coatcheck.frontend.link import RankLink
+from coatcheck.launcher.processes import RankProcesses
+from coatcheck.ranks.config import RankConfig
+from coatcheck.ranks.settings import RankSettings
+
+START_S = 180.0
+REQUEST_S = 300.0  # of a closed loop: includes waiting for all that are under way
+STOP_S = 30.0
+WATCH_S = 0.2
+
+
+class TensorDriver:
+    """A :class:`coatcheck.bench.driver.Driver`. ``async with`` starts the ranks and, in the end, stops them."""
+
+    def __init__(self, config: BenchConfig, workload: TensorWorkload, trace: Path, verify: bool) -> None:
+        self._config = config
+        self._workload = workload
+        self._trace = trace
+        self._verify = verify
+        self._link = RankLink(queue=config.concurrency)
+        self._numbers = itertools.count()
+
+    @property
+    def payload_bytes(self) -> int:
+        """See :class:`coatcheck.bench.driver.Driver`."""
+        return self._workload.payload_bytes
+
+    @property
+    def prompt_tokens(self) -> int:
+        """See :class:`coatcheck.bench.driver.Driver`."""
+        return len(self._workload.prompt[0])
+
+    def pids(self) -> dict[str, int]:
+        """See :class:`coatcheck.bench.driver.Driver`."""
+        return {f"rank{rank}": pid for rank, pid in enumerate(self._ranks.pids)}
+
+    async def ask(self, index: int, strategy: str) -> Heard:
+        """See :class:`coatcheck.bench.driver.Driver`."""
+        heard = Heard(f"{strategy}/{next(self._numbers)}")
+        arrived, frames = self._workload.request(index, heard.name, strategy, self._verify)
+        heard.sent = time.monotonic()
+        tokens: list[int] = []
+        try:
+            async with asyncio.timeout(REQUEST_S):
+                async for word in self._link.submit(arrived, frames):
+                    if word.finish == "abort":
+                        heard.error = "aborted"
+                    if word.tokens:
+                        heard.times.append(time.monotonic())
+                        tokens.extend(word.tokens)
+        except TimeoutError:
+            heard.error = f"no end within {REQUEST_S:g} s"
+            self._link.forget(heard.name)
+        except CoatcheckError as error:
+            heard.error = str(error).replace(heard.name, "...")
+        heard.said = " ".join(map(str, tokens))
+        return heard
+
+    async def __aenter__(self) -> Self:
+        await self._link.start()
+        # Waiting in a closed loop is no failure here, however long the queue of a slow strategy gets.
+        ranks = RankConfig(ready_timeout_s=REQUEST_S, trace=str(self._trace))
+        settings = RankSettings(self._config.engine, ranks, self._link.to_entry, self._link.from_entry)
+        self._ranks = RankProcesses(settings, self._config.tp)
+        self._watch = asyncio.create_task(self._watch_ranks())
+        try:
+            await self._link.ready(START_S)
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def _watch_ranks(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            try:
+                self._ranks.check()
+            except RankLost as error:
+                self._link.lost(str(error))
+                return
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watch.cancel()
+        if self._link.loss is None:
+            self._link.stop()
+            await asyncio.to_thread(self._ranks.wait, STOP_S)
+        await self._close()
+
+    async def _close(self) -> None:
+        self._watch.cancel()
+        self._ranks.kill()
+        await self._link.close()
