@@ -72,8 +72,7 @@ class ServerProcess:
 
     def family(self) -> list[psutil.Process]:
         """The server's process and all that it started."""
-        parent = psutil.Process(self.process.pid)
-        return [parent, *parent.children(recursive=True)]
+        return family(self.process.pid)
 
     def left_behind(self) -> set[str]:
         """Temporary files of the server, and what is in shared memory that was not there before it."""
@@ -105,6 +104,12 @@ class ServerProcess:
         else:
             self.kill()
         self._temporary.cleanup()
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all that it started."""
+    parent = psutil.Process(pid)
+    return [parent, *parent.children(recursive=True)]
 
 
 def _names(directory: Path) -> set[str]:
