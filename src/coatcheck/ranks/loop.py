@@ -17,10 +17,10 @@ from coatcheck.admission import Parked
 from coatcheck.engine.runner import Outcome, Runner
 from coatcheck.errors import MaterializeError, RankLost, RanksDisagree, UnknownStrategy
 from coatcheck.messages import Admit, Arrived, Plan, Ready, Report, Sampling
+from coatcheck.ranks.available import Available
 from coatcheck.ranks.lane import Job, Lane
 from coatcheck.strategies.base import Exchange, Materializer, Strategy
 from coatcheck.strategies.inputs import MultimodalInputs
-from coatcheck.strategies.table import STRATEGIES, canonical, strategy_named
 from coatcheck.strategies.timing import Timing
 from coatcheck.wire import Buffer
 
@@ -57,7 +57,14 @@ class Rank:
     """One rank's step loop, and its lane."""
 
     def __init__(
-        self, rank: int, role: Role, inline: Delivery, background: Delivery, materialize: Materializer, runner: Runner
+        self,
+        rank: int,
+        role: Role,
+        inline: Delivery,
+        background: Delivery,
+        available: Available,
+        materialize: Materializer,
+        runner: Runner,
     ) -> None:
         self._rank = rank
         self._role = role
@@ -66,7 +73,7 @@ class Rank:
         self._materialize = materialize
         self._runner = runner
         self._lane = Lane(rank)
-        self._strategies = {name: strategy_named(name) for name in STRATEGIES}  # imported now, not by the first request
+        self._available = available
         self._parked: Parked[tuple[MultimodalInputs, Sampling]] = Parked(rank)
 
     def run(self) -> bool:
@@ -99,8 +106,8 @@ class Rank:
         """Materializes here, or has the lane do it."""
         self._parked.expect(arrived.request)
         try:
-            strategy = self._strategies[canonical(arrived.strategy)]
-        except UnknownStrategy as error:  # on every rank alike
+            strategy = self._available.named(arrived.strategy)
+        except (UnknownStrategy, MaterializeError) as error:  # on every rank alike
             self._inline.report(Ready(arrived.request, self._rank, str(error)))
             return
         if strategy.timing is Timing.INLINE:

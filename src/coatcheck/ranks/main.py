@@ -23,6 +23,7 @@ from coatcheck.errors import CoatcheckError
 from coatcheck.messages import RanksReady, Ready
 from coatcheck.private_socket import PrivateEndpoint
 from coatcheck.process import die_with_parent, leave_signals_to_parent, set_name
+from coatcheck.ranks.available import Available, agree
 from coatcheck.ranks.entry import EntryRole, EntrySockets
 from coatcheck.ranks.exchange import EntryExchange, FollowerExchange
 from coatcheck.ranks.follower import FollowerRole
@@ -69,6 +70,7 @@ def _serve(
     context: zmq.Context[zmq.Socket[bytes]],
     around: Callable[[Materializer, int], Materializer] | None,
 ) -> bool:
+    available = agree(group.size, group.control)
     engine = settings.engine
     dtype: torch.dtype | str = getattr(torch, engine.dtype) if engine.dtype != "auto" else engine.dtype
     if engine.dtype == "auto" and device.type == "cpu":
@@ -96,7 +98,7 @@ def _serve(
     inline: Exchange
     background: Exchange
     if group.rank == 0:
-        role = _entry(settings, group, context, channel)
+        role = _entry(settings, group, context, channel, available)
         inline, background = EntryExchange(group.control), EntryExchange(group.lane)
     else:
         role = _follower(group, context, channel)
@@ -115,13 +117,18 @@ def _serve(
         role=role,
         inline=Delivery(inline, role.report),
         background=Delivery(background, lambda report: send(lane_reports, report)),
+        available=available,
         materialize=materialize,
         runner=runner,
     ).run()
 
 
 def _entry(
-    settings: RankSettings, group: Group, context: zmq.Context[zmq.Socket[bytes]], channel: PlanChannel
+    settings: RankSettings,
+    group: Group,
+    context: zmq.Context[zmq.Socket[bytes]],
+    channel: PlanChannel,
+    available: Available,
 ) -> EntryRole:
     reports = context.socket(zmq.PULL)
     reports.set_hwm(0)  # bounded by the requests under way
@@ -133,7 +140,8 @@ def _entry(
     events.connect(settings.events)
     pids: list[int] = [0] * group.size
     dist.all_gather_object(pids, os.getpid(), group=group.control)
-    send(events, RanksReady(group.size, tuple(pids), settings.engine.max_running, settings.engine.kv_tokens))
+    engine, unavailable = settings.engine, tuple(available.unavailable.items())
+    send(events, RanksReady(group.size, tuple(pids), engine.max_running, engine.kv_tokens, unavailable))
     return EntryRole(
         channel=channel,
         sockets=EntrySockets(requests, events, reports, gone),
