@@ -19,13 +19,23 @@ class FrontEnd:
     directory lacks a part.
     """
 
-    def __init__(self, config: FrontendConfig, *, to_entry: str | None = None, from_entry: str | None = None) -> None:
-        """Addresses as in RankLink: None for private ones."""
+    def __init__(
+        self,
+        config: FrontendConfig,
+        *,
+        to_entry: str | None = None,
+        from_entry: str | None = None,
+        admin_token: str | None = None,
+    ) -> None:
+        """Addresses as in RankLink: None for private ones. Without a token there are no /admin routes.
+
+        The token is no part of ``config``, which stands on the workers' command lines.
+        """
         self.config = config
         self.context = context_length(config.model_dir, config.context)
         self.pool = WorkerPool(config)
         self.link = RankLink(queue=config.max_waiting, to_entry=to_entry, from_entry=from_entry)
-        self.app = create_app(config, self.pool, self.link)
+        self.app = create_app(config, self.pool, self.link, admin_token)
 
     async def start(self) -> None:
         """Binds the link (``link.to_entry`` and ``link.from_entry`` are valid then) and begins to start workers."""

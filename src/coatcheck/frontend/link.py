@@ -15,6 +15,7 @@ from coatcheck import wire
 from coatcheck.errors import Overloaded, RankLost, RequestRejected, WireError
 from coatcheck.messages import Abort, Arrived, FromEntry, RanksReady, Rejected, Stop, ToEntry, Tokens, Verified
 from coatcheck.private_socket import PrivateEndpoint
+from coatcheck.strategies.table import FALLBACK
 
 log = logging.getLogger("coatcheck.frontend")
 
@@ -243,6 +244,8 @@ class RankLink:
     def _hear(self, record: FromEntry) -> None:
         if isinstance(record, RanksReady):
             self._ranks = record
+            for name, reason in record.unavailable:
+                log.warning("strategy %s is unavailable, requests for it fall back to %s: %s", name, FALLBACK, reason)
             self._settled.set()
         elif isinstance(record, Verified):
             self._verified[record.request] = record.digest
