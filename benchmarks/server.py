@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,10 +29,12 @@ class ServerProcess:
     """Context manager: starts on entry and is ready then, stops by SIGTERM on exit. ``log`` has the lines printed.
 
     The server has a directory of its own for temporary files, so that ``left_behind`` speaks of nobody else's.
+    ``environment`` is added to this process's own; ``module`` stands in for coatcheck where a test plants a fault.
     """
 
-    def __init__(self, *options: str) -> None:
-        self._command = [sys.executable, "-m", "coatcheck", "serve", "--port", "0", *options]
+    def __init__(self, *options: str, environment: Mapping[str, str] | None = None, module: str = "coatcheck") -> None:
+        self._command = [sys.executable, "-m", module, "serve", "--port", "0", *options]
+        self._environment = environment or {}
         self.log: list[str] = []
         self.url = ""  # with /v1
         self._ready = threading.Event()
@@ -45,7 +48,7 @@ class ServerProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "TMPDIR": self._temporary.name},
+            env={**os.environ, **self._environment, "TMPDIR": self._temporary.name},
         )
         self._reader = threading.Thread(target=self._read, name="server-log", daemon=True)
         self._reader.start()
@@ -72,8 +75,7 @@ class ServerProcess:
 
     def family(self) -> list[psutil.Process]:
         """The server's process and all that it started."""
-        parent = psutil.Process(self.process.pid)
-        return [parent, *parent.children(recursive=True)]
+        return family(self.process.pid)
 
     def left_behind(self) -> set[str]:
         """Temporary files of the server, and what is in shared memory that was not there before it."""
@@ -105,6 +107,12 @@ class ServerProcess:
         else:
             self.kill()
         self._temporary.cleanup()
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all that it started."""
+    parent = psutil.Process(pid)
+    return [parent, *parent.children(recursive=True)]
 
 
 def _names(directory: Path) -> set[str]:

@@ -16,7 +16,7 @@ PACKAGE = Path(coatcheck.__file__).parent
 # A stage imports these, itself, and the interface of its neighbour; only the launcher (and what starts it) sees all.
 COMMON = {"errors", "messages", "wire", "process", "private_socket"}
 NEIGHBOURS = {
-    "frontend": set(),
+    "frontend": {"strategies"},  # their names only, see below
     "strategies": set(),
     "admission": set(),
     "engine": {"strategies"},
@@ -42,6 +42,13 @@ def test_a_stage_imports_its_neighbour_only(stage: str) -> None:
     assert files
     for file in files:
         assert imports(file) <= allowed, f"{file.name} imports {imports(file) - allowed}"
+
+
+def test_the_front_end_knows_the_strategies_names_only() -> None:
+    for file in sorted((PACKAGE / "frontend").glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and "strategies" in (node.module or ""):
+                assert node.module == "coatcheck.strategies.table", file.name
 
 
 def test_the_common_modules_import_no_stage() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ import typer
 from rich.console import Console
 
 from coatcheck import __version__
-from coatcheck.config import ServeConfig
+from coatcheck.config import ADMIN_TOKEN, ServeConfig
 from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
 from coatcheck.errors import CoatcheckError, ConfigError
 from coatcheck.frontend.config import MEBI, FrontendConfig
@@ -54,6 +55,17 @@ def serve(
     model_name: Annotated[str, typer.Option(help="Name that clients give (default: the directory's).")] = "",
     tp: Annotated[int, typer.Option(help="Ranks of the tensor-parallel group.")] = 2,
     strategy: Annotated[str, typer.Option(help="How pixels reach the ranks; see the README.")] = "dict-inline",
+    strategy_header: Annotated[
+        bool, typer.Option("--strategy-header", help="Let a request's header X-Coatcheck-Strategy choose its strategy.")
+    ] = False,
+    admin_token: Annotated[
+        str | None,
+        typer.Option(
+            envvar=ADMIN_TOKEN,
+            help="Open /admin/strategy to whoever has this token. Better set the environment variable: "
+            "everybody on the host can read command lines.",
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")] = 8000,
     workers: Annotated[int, typer.Option(help="Processes that decode and process images.")] = 2,
@@ -95,6 +107,7 @@ def serve(
             port=port,
             strategy=canonical(strategy),
             verify=verify,
+            strategy_header=strategy_header,
             workers=workers,
             max_body_bytes=max_body_mib * MEBI,
             max_pixels=max_pixels,
@@ -119,6 +132,8 @@ def serve(
         ranks=RankConfig(ready_timeout, heartbeat, group_timeout, str(Path(trace).absolute()) if trace else ""),
         tp=tp,
         external_ranks=external_ranks,
+        # The command line's parser takes an empty variable for none; a token that was lost on its way is a mistake.
+        admin_token=os.environ.get(ADMIN_TOKEN) if admin_token is None else admin_token,
     )
     raise typer.Exit(asyncio.run(run(config)))
 

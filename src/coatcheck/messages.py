@@ -131,6 +131,7 @@ class RanksReady(Record, frozen=True):
     pids: tuple[int, ...]
     max_running: int  # requests that run at once
     kv_tokens: int  # KV-cache tokens there are in all
+    unavailable: tuple[tuple[str, str], ...] = ()  # strategies that could not start on some rank, and why
 
 
 class Tokens(Record, frozen=True):

@@ -47,6 +47,7 @@ class FakeEntry:
     def __init__(self, tokenizer: Tokenizer, kv_tokens: int = 65536) -> None:
         self.tokenizer = tokenizer
         self.kv_tokens = kv_tokens
+        self.unavailable: tuple[tuple[str, str], ...] = ()
         self.requests: list[tuple[Arrived, list[bytes]]] = []
         self.aborted: list[str] = []
         self.stopped = False
@@ -76,7 +77,7 @@ class FakeEntry:
             pull.connect(to_entry)
             push.connect(from_entry)
             push.setsockopt(zmq.LINGER, 0)
-            push.send(wire.encode(RanksReady(ranks=1, pids=(1,), max_running=8, kv_tokens=self.kv_tokens)))
+            push.send(wire.encode(RanksReady(1, (1,), 8, self.kv_tokens, self.unavailable)))
             while not self._leave.is_set():
                 if not pull.poll(20):
                     continue

@@ -4,85 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from fastapi import FastAPI
-from tokenizers import Tokenizer
 
-from coatcheck import wire
 from coatcheck.errors import Overloaded
-from coatcheck.frontend.app import create_app
 from coatcheck.frontend.capacity import Capacity
 from coatcheck.frontend.config import FrontendConfig
 from coatcheck.frontend.front_end import FrontEnd
-from coatcheck.frontend.link import RankLink
-from coatcheck.frontend.workers import Answer, WorkerPool
-from coatcheck.messages import Processed, Sampling
 
 from .conftest import ANSWER, FakeEntry, chat_body
+from .house import house
 
 pytestmark = pytest.mark.anyio
-
-
-class InstantPool(WorkerPool):
-    """Every body is a fine request; its first word says what is to happen."""
-
-    @property
-    def is_ready(self) -> bool:
-        return True
-
-    async def process(self, body: wire.Buffer) -> Answer:
-        if b"hang" in body:
-            await asyncio.sleep(60)
-        if b"bug" in body:
-            raise ZeroDivisionError("a secret of the house")
-        stream = b'"stream":true' in bytes(body).replace(b" ", b"")
-        sampling = Sampling(max_tokens=100)
-        return Processed(0, (1, 2), (), sampling, stream=stream, include_usage=False, stop=()), []
-
-
-class House:
-    def __init__(self, app: FastAPI, link: RankLink, entry: FakeEntry) -> None:
-        self.app = app
-        self.link = link
-        self.entry = entry
-        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        self.http = httpx.AsyncClient(transport=transport, base_url="http://house")
-
-    async def post(self, text: str, **more: Any) -> httpx.Response:
-        return await self.http.post("/v1/chat/completions", json=chat_body(text, **more))
-
-    async def error(self, text: str = "Hi", **more: Any) -> tuple[int, str]:
-        response = await self.post(text, **more)
-        return response.status_code, response.json()["error"]["code"]
-
-    async def until(self, requests: int) -> None:
-        async with asyncio.timeout(5):
-            while len(self.entry.requests) < requests:  # noqa: ASYNC110 - there is no event to wait for
-                await asyncio.sleep(0.01)
-
-
-@asynccontextmanager
-async def house(model_dir: Path, *, ranks: bool = True, **options: Any) -> AsyncIterator[House]:
-    config = FrontendConfig(model_dir=model_dir, model_name="coatcheck-tiny", **options)
-    link = RankLink()
-    await link.start()
-    entry = FakeEntry(Tokenizer.from_file(str(model_dir / "tokenizer.json")))
-    made = House(create_app(config, InstantPool(config), link), link, entry)
-    try:
-        if ranks:
-            entry.start(link.to_entry, link.from_entry)
-            await link.ready(10)
-        async with made.http:
-            yield made
-    finally:
-        await asyncio.to_thread(entry.close)
-        await link.close()
 
 
 async def test_starting(model_dir: Path) -> None:

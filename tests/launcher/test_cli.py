@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 import coatcheck
+from coatcheck.config import ADMIN_TOKEN, ServeConfig
 from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
 from coatcheck.errors import ConfigError
+from coatcheck.frontend.config import FrontendConfig
 from coatcheck.ranks.config import RankConfig
 from coatcheck.ranks.settings import RankSettings
 
@@ -35,6 +37,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["--kv-tokens", "0"], "--kv-tokens: 0 is less than 1"),
         (["--heartbeat", "100"], "--heartbeat: 100 s is more than half of --group-timeout (120 s)"),
         (["--chunk-tokens", "4"], "--chunk-tokens: 4 is less than --max-running (16)"),
+        (["--admin-token", ""], "--admin-token or COATCHECK_ADMIN_TOKEN: allowed: printable ASCII, no spaces"),
+        (["--admin-token", " \t"], "--admin-token or COATCHECK_ADMIN_TOKEN: allowed: printable ASCII, no spaces"),
     ],
 )
 def test_an_impossible_option_is_named_with_what_is_allowed(arguments: list[str], message: str) -> None:
@@ -58,6 +62,21 @@ def test_kv_heads_that_the_ranks_do_not_divide(tmp_path: Path) -> None:
     done = run("serve", "--model", str(tmp_path), "--tp", "2")
     assert done.returncode == 2
     assert "2 ranks do not divide the model's num_key_value_heads (1)" in done.stderr
+
+
+@pytest.mark.parametrize("token", ["", " ", "two words", "t\u00f6ken"])
+def test_a_token_that_no_header_can_carry(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv(ADMIN_TOKEN, token)
+    done = run("serve")
+    assert done.returncode == 2
+    assert ADMIN_TOKEN in done.stderr
+    assert not token.strip() or token not in done.stderr
+
+
+def test_the_token_is_not_shown_with_the_options() -> None:
+    frontend = FrontendConfig(model_dir=DEFAULT_MODEL, model_name="m")
+    config = ServeConfig(frontend, EngineConfig(), RankConfig(), admin_token="not-for-a-log")
+    assert "not-for-a-log" not in repr(config)
 
 
 def test_a_port_in_use() -> None:

@@ -18,7 +18,7 @@ import openai
 import psutil
 import pytest
 
-from benchmarks.server import ServerProcess
+from benchmarks.server import ServerProcess, family
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -32,12 +32,6 @@ def say(url: str, max_tokens: int = 8) -> openai.types.chat.ChatCompletion:
         return opened.chat.completions.create(
             model="coatcheck-default", messages=[{"role": "user", "content": "Hello!"}], max_tokens=max_tokens
         )
-
-
-def family(pid: int) -> list[psutil.Process]:
-    """A process and all that it started."""
-    parent = psutil.Process(pid)
-    return [parent, *parent.children(recursive=True)]
 
 
 def all_gone(processes: list[psutil.Process]) -> bool:

@@ -73,7 +73,11 @@ class Engine:
         root = Path(__file__).parents[2]
         os.environ["PYTHONPATH"] = os.pathsep.join([f"{root}/src", str(root), os.environ.get("PYTHONPATH", "")])
         self.processes = RankProcesses(settings, size, (sys.executable, "-m", "tests.support.faulty_rank"))
-        self.ready = self._wait_ready()
+        try:
+            self.ready = self._wait_ready()
+        except BaseException:
+            self.close()
+            raise
 
     def _wait_ready(self) -> RanksReady:
         deadline = time.monotonic() + START_S

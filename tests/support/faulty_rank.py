@@ -3,10 +3,13 @@
 Kinds: ``raise`` (an exception), ``memory`` (MemoryError), ``late`` (two seconds late), ``hang`` (later than the ready
 timeout of 5 s), ``pixels`` (this rank's pixels differ from the others'), ``encode`` (pixels that the vision tower
 cannot take).
+
+And one that lacks a carrier where the environment variable COATCHECK_LACKING says so: CARRIER@RANK, as in ``object@1``.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -17,7 +20,10 @@ from coatcheck.messages import Arrived
 from coatcheck.ranks.main import main
 from coatcheck.strategies.base import Materializer
 from coatcheck.strategies.inputs import MultimodalInputs
+from coatcheck.strategies.table import CARRIERS
 from coatcheck.wire import Buffer
+
+LACKING = "COATCHECK_LACKING"
 
 FAULT = re.compile(r"fault=(?P<kind>\w+)@(?P<rank>\d+)")
 
@@ -45,4 +51,7 @@ def faulty(materialize: Materializer, rank: int) -> Materializer:
 
 
 if __name__ == "__main__":
+    carrier, _, lacking = os.environ.get(LACKING, "").partition("@")
+    if lacking == os.environ["RANK"]:
+        CARRIERS[carrier] = ("a_module_that_is_not_there", "Carrier")
     main(sys.argv[1], faulty)

@@ -12,13 +12,15 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from coatcheck.errors import BadRequest, CoatcheckError, Overloaded, RankLost
+from coatcheck.frontend.admin import add_admin_routes
 from coatcheck.frontend.capacity import Capacity
 from coatcheck.frontend.chat import Chat
+from coatcheck.frontend.choice import StrategyChoice
 from coatcheck.frontend.collectors import CpuSeconds, RankSnapshots
 from coatcheck.frontend.config import FrontendConfig
 from coatcheck.frontend.link import RankLink
 from coatcheck.frontend.metrics import CONTENT_TYPE, Metrics
-from coatcheck.frontend.responses import Failure, failure, http_failure, model_card
+from coatcheck.frontend.responses import failure, http_failure, model_card
 from coatcheck.frontend.workers import WorkerPool
 
 
@@ -26,11 +28,11 @@ class NotReady(Overloaded):
     """No request is taken at present: the server starts or drains."""
 
 
-def create_app(config: FrontendConfig, pool: WorkerPool, link: RankLink) -> FastAPI:
-    """The ASGI application.
+def create_app(config: FrontendConfig, pool: WorkerPool, link: RankLink, admin_token: str | None = None) -> FastAPI:
+    """The ASGI application. Without ``admin_token`` it has no /admin routes.
 
     ``app.state.draining = True`` turns new requests away; ``app.state.capacity`` counts those inside. Raises
-    ConfigError if the model directory has no tokenizer that can be served.
+    ConfigError if the model directory has no tokenizer that can be served, or the strategy is unknown.
     """
     # No interactive documentation: its pages would load scripts from elsewhere, and the one body is parsed by a worker.
     app = FastAPI(title="coatcheck", openapi_url=None, docs_url=None, redoc_url=None)
@@ -39,6 +41,7 @@ def create_app(config: FrontendConfig, pool: WorkerPool, link: RankLink) -> Fast
     app.state.metrics = metrics = Metrics(capacity, pool.statistics, link.statistics)
     metrics.registry.register(RankSnapshots(link.snapshots))
     metrics.registry.register(CpuSeconds(lambda: _pids(pool, link)))
+    choice = StrategyChoice(config.strategy, config.strategy_header, lambda: link.ranks, metrics.fallbacks)
     started = int(time.time())
 
     def check_ready() -> None:
@@ -49,9 +52,11 @@ def create_app(config: FrontendConfig, pool: WorkerPool, link: RankLink) -> Fast
         if link.ranks is None or not pool.is_ready:
             raise NotReady("The server is starting")
 
-    chat = Chat(config, pool, link, capacity, metrics, check_ready)
+    chat = Chat(config, pool, link, capacity, metrics, choice, check_ready)
     app.router.routes.append(Route("/v1/chat/completions", chat, methods=["POST"]))
     _add_status_routes(app, metrics, check_ready)
+    if admin_token is not None:
+        add_admin_routes(app, admin_token, choice, check_ready)
 
     @app.get("/v1/models")
     async def models() -> JSONResponse:
@@ -62,7 +67,7 @@ def create_app(config: FrontendConfig, pool: WorkerPool, link: RankLink) -> Fast
         if name == config.model_name:
             return JSONResponse(model_card(name, started))
         message = f"The model {name[:100]!r} does not exist; this server has {config.model_name!r}"
-        return _answer(failure(BadRequest(message, param="model", code="model_not_found", status=404)))
+        return failure(BadRequest(message, param="model", code="model_not_found", status=404)).response()
 
     return app
 
@@ -73,7 +78,7 @@ def _add_status_routes(app: FastAPI, metrics: Metrics, check_ready: Callable[[],
         try:
             check_ready()
         except CoatcheckError as error:
-            return _answer(failure(error))
+            return failure(error).response()
         return JSONResponse({"status": "ready"})
 
     @app.get("/metrics")
@@ -83,11 +88,11 @@ def _add_status_routes(app: FastAPI, metrics: Metrics, check_ready: Callable[[],
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> Response:
         detail = f"{request.method} {request.url.path}: {error.detail}"
-        return _answer(http_failure(error.status_code, detail, dict(error.headers or {})))
+        return http_failure(error.status_code, detail, dict(error.headers or {})).response()
 
     @app.exception_handler(Exception)
     async def on_error(request: Request, error: Exception) -> Response:
-        return _answer(failure(error))
+        return failure(error).response()
 
 
 def _pids(pool: WorkerPool, link: RankLink) -> dict[str, int]:
@@ -98,7 +103,3 @@ def _pids(pool: WorkerPool, link: RankLink) -> dict[str, int]:
         **{f"worker{place}": pid for place, pid in enumerate(pool.pids())},
         **{f"rank{rank}": pid for rank, pid in enumerate(ranks)},
     }
-
-
-def _answer(failed: Failure) -> Response:
-    return Response(failed.body, failed.status, headers=failed.headers, media_type="application/json")

@@ -13,10 +13,11 @@ from starlette.types import Receive, Scope, Send
 
 from coatcheck.errors import BadRequest, CoatcheckError
 from coatcheck.frontend import generation
-from coatcheck.frontend.capacity import Capacity
+from coatcheck.frontend.capacity import Capacity, Place
+from coatcheck.frontend.choice import HEADER, StrategyChoice
 from coatcheck.frontend.config import FrontendConfig
 from coatcheck.frontend.detokenize import Vocabulary
-from coatcheck.frontend.exchange import ClientGone, Reply, read_body, until_client_leaves
+from coatcheck.frontend.exchange import ClientGone, Reply, header, read_body, until_client_leaves
 from coatcheck.frontend.generation import Piece
 from coatcheck.frontend.link import RankLink
 from coatcheck.frontend.metrics import Metrics
@@ -39,6 +40,7 @@ class Chat:
         link: RankLink,
         capacity: Capacity,
         metrics: Metrics,
+        choice: StrategyChoice,
         check_ready: Callable[[], None],
     ) -> None:
         """``check_ready`` raises what a new request is to be answered with while none is taken."""
@@ -47,6 +49,7 @@ class Chat:
         self._link = link
         self._capacity = capacity
         self._metrics = metrics
+        self._choice = choice
         self._check_ready = check_ready
         self._vocabulary = Vocabulary(config.model_dir)
 
@@ -54,10 +57,16 @@ class Chat:
         started = time.monotonic()
         reply = Reply(send)
         outcome = "ok"
+        strategy: str | None = None  # until the request has one
         try:
             try:
                 async with asyncio.timeout(self._config.request_timeout_s):
-                    await self._serve(scope, receive, reply, started)
+                    with self._capacity.place() as place:
+                        self._check_ready()
+                        strategy = self._choice.for_request(header(scope, HEADER))
+                        if self._config.strategy_header:
+                            reply.headers[HEADER] = strategy
+                        await self._serve(scope, receive, reply, place, strategy, started)
             except ClientGone:
                 outcome = "disconnected"
             except (CoatcheckError, TimeoutError) as error:
@@ -68,7 +77,7 @@ class Chat:
                 outcome = failure(error).outcome
                 await self._fail(reply, error)
         finally:
-            strategy = self._config.strategy
+            strategy = strategy or self._choice.default
             self._metrics.requests.labels(outcome, strategy).inc()
             if outcome == "ok":
                 self._metrics.latency.labels(strategy).observe(time.monotonic() - started)
@@ -79,30 +88,32 @@ class Chat:
             async with asyncio.timeout(FAIL_S):
                 await reply.fail(failure(error))
 
-    async def _serve(self, scope: Scope, receive: Receive, reply: Reply, started: float) -> None:
-        with self._capacity.place() as place:
-            self._check_ready()
-            body = await read_body(scope, receive, self._config.max_body_bytes, place)
-            async with until_client_leaves(receive):
-                processed, frames = await self._pool.process(body)
-                del body
-                place.hold(sum(map(len, frames)))
-                request = secrets.token_hex(16)
-                stream = self._ask(request, processed, frames)
-                del frames  # the link holds them, until they are sent
-                completion = Completion(request, self._config.model_name, len(processed.ids))
-                async with aclosing(stream):
-                    # The status waits for the first token, so that a rejection is an error status in a stream too.
-                    first = await anext(stream)
-                    place.hold(0)
-                    self._metrics.first_token.labels(self._config.strategy).observe(time.monotonic() - started)
-                    self._metrics.prompt_tokens.inc(len(processed.ids))
-                    if processed.stream:
-                        await self._stream(reply, completion, first, stream, processed.include_usage)
-                    else:
-                        await self._whole(reply, completion, first, stream)
+    async def _serve(
+        self, scope: Scope, receive: Receive, reply: Reply, place: Place, strategy: str, started: float
+    ) -> None:
+        body = await read_body(scope, receive, self._config.max_body_bytes, place)
+        async with until_client_leaves(receive):
+            processed, frames = await self._pool.process(body)
+            del body
+            place.hold(sum(map(len, frames)))
+            request = secrets.token_hex(16)
+            stream = self._ask(request, strategy, processed, frames)
+            del frames  # the link holds them, until they are sent
+            completion = Completion(request, self._config.model_name, len(processed.ids))
+            async with aclosing(stream):
+                # The status waits for the first token, so that a rejection is an error status in a stream too.
+                first = await anext(stream)
+                place.hold(0)
+                self._metrics.first_token.labels(strategy).observe(time.monotonic() - started)
+                self._metrics.prompt_tokens.inc(len(processed.ids))
+                if processed.stream:
+                    await self._stream(reply, completion, first, stream, processed.include_usage)
+                else:
+                    await self._whole(reply, completion, first, stream)
 
-    def _ask(self, request: str, processed: Processed, frames: list[memoryview]) -> AsyncGenerator[Piece, None]:
+    def _ask(
+        self, request: str, strategy: str, processed: Processed, frames: list[memoryview]
+    ) -> AsyncGenerator[Piece, None]:
         needed, there = len(processed.ids) + processed.sampling.max_tokens, self._link.ranks
         if there is not None and needed > there.kv_tokens:  # the ranks could never admit it
             raise BadRequest(
@@ -112,7 +123,7 @@ class Chat:
             )
         arrived = Arrived(
             request=request,
-            strategy=self._config.strategy,
+            strategy=strategy,
             ids=processed.ids,
             items=processed.items,
             sampling=processed.sampling,

@@ -17,8 +17,14 @@ class ClientGone(Exception):
     """The client closed the connection; nobody is there to answer."""
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int, place: Place) -> bytearray:
-    """The body as it comes, counted into ``place``.
+def header(scope: Scope, name: str) -> str | None:
+    """The header's value; of several the list, as HTTP has it. None if there is none."""
+    values = [value for key, value in scope["headers"] if key == name.lower().encode()]
+    return b", ".join(values).decode("latin-1").strip() if values else None
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int, place: Place | None = None) -> bytearray:
+    """The body as it comes, counted into ``place`` if there is one.
 
     Raises BadRequest (413) beyond ``limit`` bytes, ClientGone, Overloaded.
     """
@@ -34,7 +40,8 @@ async def read_body(scope: Scope, receive: Receive, limit: int, place: Place) ->
         chunk = message.get("body", b"")
         if len(body) + len(chunk) > limit:
             raise too_large
-        place.hold(len(body) + len(chunk))
+        if place is not None:
+            place.hold(len(body) + len(chunk))
         body += chunk
         if not message.get("more_body", False):
             return body
@@ -69,11 +76,15 @@ async def until_client_leaves(receive: Receive) -> AsyncIterator[None]:
 
 
 class Reply:
-    """The answer's side of an exchange: either one JSON body or a stream of events."""
+    """The answer's side of an exchange: either one JSON body or a stream of events.
+
+    ``headers`` go with it, whatever it is.
+    """
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.started = False
+        self.headers: dict[str, str] = {}
 
     async def json(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         """The whole answer."""
@@ -104,5 +115,5 @@ class Reply:
 
     async def _start(self, status: int, headers: dict[str, str]) -> None:
         self.started = True
-        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        raw = [(name.lower().encode(), value.encode()) for name, value in (headers | self.headers).items()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})

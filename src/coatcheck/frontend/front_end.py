@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from coatcheck.frontend.app import create_app
 from coatcheck.frontend.config import FrontendConfig
 from coatcheck.frontend.link import RankLink
 from coatcheck.frontend.model_files import context_length
 from coatcheck.frontend.workers import WorkerPool
-from coatcheck.messages import RanksReady, Verified
+from coatcheck.messages import RanksReady
 
 
 class FrontEnd:
@@ -26,16 +25,17 @@ class FrontEnd:
         *,
         to_entry: str | None = None,
         from_entry: str | None = None,
-        on_verified: Callable[[Verified], None] | None = None,
+        admin_token: str | None = None,
     ) -> None:
-        """Addresses as in RankLink: None for private ones."""
+        """Addresses as in RankLink: None for private ones. Without a token there are no /admin routes.
+
+        The token is no part of ``config``, which stands on the workers' command lines.
+        """
         self.config = config
         self.context = context_length(config.model_dir, config.context)
         self.pool = WorkerPool(config)
-        self.link = RankLink(
-            queue=config.max_waiting, to_entry=to_entry, from_entry=from_entry, on_verified=on_verified
-        )
-        self.app = create_app(config, self.pool, self.link)
+        self.link = RankLink(queue=config.max_waiting, to_entry=to_entry, from_entry=from_entry)
+        self.app = create_app(config, self.pool, self.link, admin_token)
 
     async def start(self) -> None:
         """Binds the link (``link.to_entry`` and ``link.from_entry`` are valid then) and begins to start workers."""

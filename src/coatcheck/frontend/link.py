@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import zmq
@@ -26,6 +26,7 @@ from coatcheck.messages import (
     Verified,
 )
 from coatcheck.private_socket import PrivateEndpoint
+from coatcheck.strategies.table import FALLBACK
 
 log = logging.getLogger("coatcheck.frontend")
 
@@ -83,18 +84,10 @@ class RankLink:
     rank connects. Ranks that something else starts need addresses known beforehand, such as ``tcp://127.0.0.1:5555``.
     """
 
-    def __init__(
-        self,
-        *,
-        queue: int = 256,
-        to_entry: str | None = None,
-        from_entry: str | None = None,
-        on_verified: Callable[[Verified], None] | None = None,
-    ) -> None:
+    def __init__(self, *, queue: int = 256, to_entry: str | None = None, from_entry: str | None = None) -> None:
         self.to_entry = to_entry or ""  # filled in by start()
         self.from_entry = from_entry or ""
         self._queue = queue
-        self._on_verified = on_verified
         self._answers: dict[str, Answer] = {}
         self._outbox: deque[tuple[ToEntry, Sequence[wire.Buffer]]] = deque()
         self._more = asyncio.Event()
@@ -269,13 +262,13 @@ class RankLink:
             self._snapshots[record.rank] = record
         elif isinstance(record, RanksReady):
             self._ranks = record
+            for name, reason in record.unavailable:
+                log.warning("strategy %s is unavailable, requests for it fall back to %s: %s", name, FALLBACK, reason)
             self._settled.set()
         elif isinstance(record, Verified):
             self._verified[record.request] = record.digest
             while len(self._verified) > VERIFIED_KEPT:
                 self._verified.popitem(last=False)
-            if self._on_verified is not None:
-                self._on_verified(record)
         elif isinstance(record, Rejected):
             if answer := self._answers.pop(record.request, None):
                 where = "" if record.rank is None else f" (rank {record.rank})"

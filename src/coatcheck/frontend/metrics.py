@@ -42,6 +42,12 @@ class Metrics:
             "coatcheck_prompt_tokens", "Prompt tokens, images included", registry=self.registry
         )
         self.generated_tokens = Counter("coatcheck_generated_tokens", "Tokens generated", registry=self.registry)
+        self.fallbacks = Counter(
+            "coatcheck_strategy_fallbacks",
+            "Requests that another strategy took, theirs being unavailable",
+            ["strategy"],
+            registry=self.registry,
+        )
         self.registry.register(_Snapshots(capacity, workers, link))
 
     def page(self) -> bytes:

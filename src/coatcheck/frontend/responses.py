@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from starlette.responses import Response
 
 from coatcheck.errors import BadRequest, Overloaded, RankLost, RequestRejected, WorkerFailed
 
@@ -28,6 +29,10 @@ class Failure:
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return msgspec.json.encode({"error": error})
+
+    def response(self) -> Response:
+        """As a whole answer."""
+        return Response(self.body, self.status, headers=self.headers, media_type="application/json")
 
 
 def failure(error: BaseException) -> Failure:

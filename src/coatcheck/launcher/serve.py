@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shlex
 import signal
 import socket
@@ -14,13 +15,14 @@ from typing import Any
 import uvicorn
 from rich.console import Console
 
-from coatcheck.config import ServeConfig
+from coatcheck.config import ADMIN_TOKEN, ServeConfig
 from coatcheck.engine.checkpoint import check_divides, read_config
 from coatcheck.errors import CoatcheckError, ConfigError, RankLost
 from coatcheck.frontend.front_end import FrontEnd
 from coatcheck.launcher.processes import RankProcesses
 from coatcheck.process import quiet_libraries
 from coatcheck.ranks.settings import RankSettings
+from coatcheck.strategies.table import FALLBACK
 
 EXAMPLE = Path(__file__).with_name("example.png")  # a scene drawn by training/scenes.py
 EXTERNAL = "tcp://127.0.0.1:*"  # where ranks that we do not start connect; the system picks the port
@@ -47,9 +49,10 @@ async def run(config: ServeConfig) -> int:
     """
     check_divides(read_config(config.engine.model), config.tp)
     quiet_libraries()
+    os.environ.pop(ADMIN_TOKEN, None)  # no child needs it
     listener = _listen(config.frontend.host, config.frontend.port)
     address = EXTERNAL if config.external_ranks else None
-    front_end = FrontEnd(config.frontend, to_entry=address, from_entry=address)
+    front_end = FrontEnd(config.frontend, to_entry=address, from_entry=address, admin_token=config.admin_token)
     return await _Launcher(config, front_end, listener).run()
 
 
@@ -133,9 +136,12 @@ class _Launcher:
         host, port = self._listener.getsockname()[:2]
         url = f"http://{host}:{port}/v1"
         config = self._config
+        strategy = config.frontend.strategy
+        if strategy in dict(ready.unavailable):
+            strategy = f"{FALLBACK} in place of {strategy}"
         self._console.print(
             f"[bold green]ready:[/bold green] [bold]{url}[/bold]  model {config.frontend.model_name}, "
-            f"{ready.ranks} ranks, strategy {config.frontend.strategy}\ntry it:"
+            f"{ready.ranks} ranks, strategy {strategy}\ntry it:"
         )
         print(example_command(url, config.frontend.model_name), flush=True)
 

@@ -18,12 +18,12 @@ from coatcheck.admission import Parked
 from coatcheck.engine.runner import Outcome, Runner
 from coatcheck.errors import MaterializeError, RankLost, RanksDisagree, UnknownStrategy
 from coatcheck.messages import Admit, Arrived, Plan, Ready, Report, Sampling
+from coatcheck.ranks.available import Available
 from coatcheck.ranks.lane import Job, Lane
 from coatcheck.ranks.recorder import Recorder
 from coatcheck.ranks.stopwatch import Spent, Stopwatch
 from coatcheck.strategies.base import Exchange, Materializer, Strategy
 from coatcheck.strategies.inputs import MultimodalInputs
-from coatcheck.strategies.table import STRATEGIES, canonical, strategy_named
 from coatcheck.strategies.timing import Timing
 from coatcheck.wire import Buffer
 
@@ -72,6 +72,7 @@ class Rank:
         role: Role,
         inline: Delivery,
         background: Delivery,
+        available: Available,
         materialize: Materializer,
         runner: Runner,
         recorder: Recorder,
@@ -85,7 +86,7 @@ class Rank:
         self._recorder = recorder
         self._lane = Lane(rank)
         recorder.gauge("lane_depth", "Requests in the lane", lambda: self._lane.depth)
-        self._strategies = {name: strategy_named(name) for name in STRATEGIES}  # imported now, not by the first request
+        self._available = available
         self._parked: Parked[_Ready] = Parked(rank)
 
     def run(self) -> bool:
@@ -121,8 +122,8 @@ class Rank:
         """Materializes here, or has the lane do it."""
         self._parked.expect(arrived.request)
         try:
-            strategy = self._strategies[canonical(arrived.strategy)]
-        except UnknownStrategy as error:  # on every rank alike
+            strategy = self._available.named(arrived.strategy)
+        except (UnknownStrategy, MaterializeError) as error:  # on every rank alike
             self._inline.report(Ready(arrived.request, self._rank, str(error)))
             return
         if strategy.timing is Timing.INLINE:

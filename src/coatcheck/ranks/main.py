@@ -26,6 +26,7 @@ from coatcheck.errors import CoatcheckError, ConfigError
 from coatcheck.messages import RanksReady, Ready
 from coatcheck.private_socket import PrivateEndpoint
 from coatcheck.process import die_with_parent, leave_signals_to_parent, set_name
+from coatcheck.ranks.available import Available, agree
 from coatcheck.ranks.entry import EntryRole, EntrySockets
 from coatcheck.ranks.exchange import EntryExchange, FollowerExchange
 from coatcheck.ranks.follower import FollowerRole
@@ -75,6 +76,7 @@ def _serve(
     context: zmq.Context[zmq.Socket[bytes]],
     around: Callable[[Materializer, int], Materializer] | None,
 ) -> bool:
+    available = agree(group.size, group.control)
     engine = settings.engine
     dtype: torch.dtype | str = getattr(torch, engine.dtype) if engine.dtype != "auto" else engine.dtype
     if engine.dtype == "auto" and device.type == "cpu":
@@ -96,7 +98,7 @@ def _serve(
     inline: Exchange
     background: Exchange
     if group.rank == 0:
-        role = _entry(settings, group, context, channel, recorder)
+        role = _entry(settings, group, context, channel, available, recorder)
         inline, background = EntryExchange(group.control), EntryExchange(group.lane)
     else:
         role = _follower(group, context, channel)
@@ -122,6 +124,7 @@ def _serve(
         role=role,
         inline=Delivery(inline, role.report),
         background=Delivery(background, lambda report: send(lane_reports, report)),
+        available=available,
         materialize=materialize,
         runner=VerifyingRunner(runner, group.rank, role.report),
         recorder=recorder,
@@ -139,6 +142,7 @@ def _entry(
     group: Group,
     context: zmq.Context[zmq.Socket[bytes]],
     channel: PlanChannel,
+    available: Available,
     recorder: Recorder,
 ) -> EntryRole:
     reports = context.socket(zmq.PULL)
@@ -151,7 +155,8 @@ def _entry(
     events.connect(settings.events)
     pids: list[int] = [0] * group.size
     dist.all_gather_object(pids, os.getpid(), group=group.control)
-    send(events, RanksReady(group.size, tuple(pids), settings.engine.max_running, settings.engine.kv_tokens))
+    engine, unavailable = settings.engine, tuple(available.unavailable.items())
+    send(events, RanksReady(group.size, tuple(pids), engine.max_running, engine.kv_tokens, unavailable))
     ledger = Ledger(group.size, settings.ranks.ready_timeout_s)
     recorder.gauge("ranks_waiting", "Requests that some rank has not reported", lambda: ledger.statistics().waiting)
     recorder.gauge("ranks_ready", "Requests ready, not admitted", lambda: ledger.statistics().ready)

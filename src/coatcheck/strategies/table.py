@@ -27,13 +27,22 @@ ALIASES = {
     "combined": "dict-background",
 }
 
+FALLBACK = "dict-inline"  # takes the place of a strategy that cannot start: no lane, no collective of its own
 
-def canonical(name: str) -> str:
-    """The name that ``name`` is or stands for. Raises UnknownStrategy, which lists the known names."""
+
+def known() -> str:
+    """All names and aliases, for a message."""
+    return ", ".join([*STRATEGIES, *(f"{alias} (= {name})" for alias, name in ALIASES.items())])
+
+
+def canonical(name: str, option: str = "--strategy") -> str:
+    """The name that ``name`` is or stands for.
+
+    Raises UnknownStrategy, which names the option and lists the known names.
+    """
     found = ALIASES.get(name, name)
     if found not in STRATEGIES:
-        known = ", ".join([*STRATEGIES, *(f"{alias} (= {name})" for alias, name in ALIASES.items())])
-        raise UnknownStrategy(f"--strategy: there is no strategy {name!r}; known: {known}")
+        raise UnknownStrategy(f"{option}: there is no strategy {name!r}; known: {known()}")
     return found
 
 
