@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from coatcheck import __version__
+from coatcheck.bench.cli import app as bench
 from coatcheck.config import ADMIN_TOKEN, ServeConfig
 from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
 from coatcheck.errors import CoatcheckError, ConfigError
@@ -20,6 +21,7 @@ from coatcheck.ranks.config import RankConfig
 from coatcheck.strategies.table import canonical
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(bench, name="bench")
 errors = Console(stderr=True, highlight=False)
 
 Model = Annotated[Path, typer.Option(help="Directory of a Qwen2.5-VL checkpoint (default: the model in the package).")]

@@ -13,6 +13,7 @@ from coatcheck.frontend.config import FrontendConfig
 from coatcheck.frontend.front_end import FrontEnd
 from coatcheck.messages import Rejected
 
+from .conftest import ANSWER
 from .house import house
 
 pytestmark = pytest.mark.anyio
@@ -109,4 +110,6 @@ async def test_metrics_go_by_the_request_s_own_strategy(model_dir: Path) -> None
         assert 'coatcheck_requests_total{outcome="bad_request",strategy="dict-background"} 1.0' in page
         assert 'coatcheck_first_token_seconds_count{strategy="object-inline"} 1.0' in page
         assert 'coatcheck_request_seconds_count{strategy="object-inline"} 1.0' in page
+        gaps = len(made.entry.tokenizer.encode(ANSWER).ids)
+        assert f'coatcheck_inter_token_seconds_count{{strategy="object-inline"}} {gaps}.0' in page
         assert 'seconds_count{strategy="dict-background"}' not in page

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.server import ServerProcess
+from coatcheck.bench.server import ServerProcess
 from coatcheck.config import ADMIN_TOKEN
 from coatcheck.strategies.table import STRATEGIES
 from tests.support.faulty_rank import LACKING

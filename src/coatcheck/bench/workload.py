@@ -20,6 +20,7 @@ from coatcheck.messages import Arrived, Item, Sampling, Tensor
 
 SHIFT = 4096  # bytes by which one request's payload lies after its predecessor's
 QUESTION = "Describe the image."
+MODEL_NAME = "bench"  # as the server under measurement is told to call it
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,12 @@ def _geometry(config: BenchConfig, model: dict[str, Any]) -> Geometry:
     return Geometry((1, h, w), values, h * w // merge**2)
 
 
-def http_bodies(config: BenchConfig, model_name: str) -> list[bytes]:
+def http_bodies(config: BenchConfig) -> list[bytes]:
     """The requests' bodies for the OpenAI API, streaming. Each has pictures of its own: smooth noise, as JPEG."""
-    return [_body(config, model_name, index) for index in range(config.requests)]
+    return [_body(config, index) for index in range(config.requests)]
 
 
-def _body(config: BenchConfig, model_name: str, index: int) -> bytes:
+def _body(config: BenchConfig, index: int) -> bytes:
     rng = np.random.default_rng((config.seed, index))
     content: list[dict[str, Any]] = []
     for _ in range(config.images_per_request):
@@ -117,7 +118,7 @@ def _body(config: BenchConfig, model_name: str, index: int) -> bytes:
     content.append({"type": "text", "text": QUESTION})
     return json.dumps(
         {
-            "model": model_name,
+            "model": MODEL_NAME,
             "messages": [{"role": "user", "content": content}],
             "max_tokens": config.output_tokens,
             "temperature": 0,

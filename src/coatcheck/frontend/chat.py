@@ -130,7 +130,8 @@ class Chat:
             verify=self._config.verify,
         )
         answer = self._link.submit(arrived, frames)
-        return generation.pieces(answer, self._vocabulary, processed.stop)
+        gap = self._metrics.inter_token.labels(strategy).observe
+        return generation.pieces(answer, self._vocabulary, processed.stop, gap)
 
     async def _whole(self, reply: Reply, completion: Completion, piece: Piece, stream: AsyncIterator[Piece]) -> None:
         texts = [piece.text]

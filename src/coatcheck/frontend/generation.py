@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal
@@ -21,16 +22,24 @@ class Piece:
     finish: Literal["stop", "length"] | None  # set on the last piece only
 
 
-async def pieces(answer: Answer, vocabulary: Vocabulary, stops: Sequence[str]) -> AsyncGenerator[Piece, None]:
+async def pieces(
+    answer: Answer, vocabulary: Vocabulary, stops: Sequence[str], gap: Callable[[float], None]
+) -> AsyncGenerator[Piece, None]:
     """One piece per message of the ranks. Leaving early, or a stop string, aborts the request on the ranks.
+
+    ``gap`` is told the seconds between one message and the next.
 
     Raises what ``answer`` raises, and Overloaded if the ranks ended the request because they shut down.
     """
     detokenizer, matcher, count = Detokenizer(vocabulary), StopStrings(stops), 0
+    heard: float | None = None
     async with aclosing(answer):
         async for word in answer:
             if word.finish == "abort":
                 raise Overloaded("The server ended this request because it shuts down")
+            before, heard = heard, time.monotonic()
+            if before is not None:
+                gap(heard - before)
             count += len(word.tokens)
             text = detokenizer.push(word.tokens)
             if word.finish is not None:

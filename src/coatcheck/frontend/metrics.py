@@ -38,6 +38,13 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.inter_token = Histogram(
+            "coatcheck_inter_token_seconds",
+            "Between a request's tokens",
+            ["strategy"],
+            buckets=(0.001, 0.0025, 0.005, *_SECONDS),
+            registry=self.registry,
+        )
         self.prompt_tokens = Counter(
             "coatcheck_prompt_tokens", "Prompt tokens, images included", registry=self.registry
         )

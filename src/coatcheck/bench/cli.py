@@ -1,0 +1,151 @@
+"""``coatcheck bench``: the command line. Measuring itself is imported by the commands, not for ``--help``."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from coatcheck.bench.config import BenchConfig
+from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
+from coatcheck.errors import ConfigError
+from coatcheck.process import quiet_libraries
+from coatcheck.strategies.table import STRATEGIES, canonical
+
+if TYPE_CHECKING:
+    from coatcheck.bench.result import Report
+
+app = typer.Typer(no_args_is_help=True, help="Measurements, as table, JSON and HTML.")
+
+
+@app.callback()
+def common() -> None:
+    """Measurements, as table, JSON and HTML."""
+
+
+@app.command()
+def engine(
+    strategies: Annotated[str, typer.Option(help="Names or aliases with commas between, or all.")] = "all",
+    tp: Annotated[int, typer.Option(help="Ranks of the tensor-parallel group.")] = 2,
+    concurrency: Annotated[int, typer.Option(help="Requests under way at once.")] = 16,
+    requests: Annotated[int, typer.Option(help="Requests of each strategy in a round.")] = 64,
+    image: Annotated[str, typer.Option(help="WIDTHxHEIGHT of each image.")] = "448x448",
+    images_per_request: Annotated[int, typer.Option(help="0: text alone.")] = 1,
+    text_tokens: Annotated[int, typer.Option(help="Tokens of text in a prompt, with --input tensors.")] = 16,
+    output_tokens: Annotated[int, typer.Option(help="Tokens generated for each request.")] = 16,
+    input: Annotated[str, typer.Option(help="http: a whole server; tensors: prebuilt, to bare ranks.")] = "http",
+    runner: Annotated[str, typer.Option(help="model, or null: a sleep in place of the forward pass.")] = "model",
+    step_ms: Annotated[float, typer.Option(help="Milliseconds that the null runner's step sleeps.")] = 0.0,
+    rounds: Annotated[int, typer.Option(help="Rounds; strategies take turns in each.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of the workload.")] = 0,
+    model: Annotated[Path, typer.Option(help="Directory of a Qwen2.5-VL checkpoint.")] = DEFAULT_MODEL,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    max_running: Annotated[int, typer.Option(help="Requests that run at once.")] = EngineConfig.max_running,
+    kv_tokens: Annotated[int, typer.Option(help="KV cache in tokens.")] = EngineConfig.kv_tokens,
+    chunk_tokens: Annotated[int, typer.Option(help="Tokens computed per step.")] = EngineConfig.chunk_tokens,
+    encode_patches: Annotated[int, typer.Option(help="Patches encoded per step.")] = EngineConfig.encode_patches,
+    json: Annotated[Path | None, typer.Option(help="Write everything there, samples too (.gz: compressed).")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with plots there.")] = None,
+) -> None:
+    """Compare strategies in one engine: the same seeded workload for each, interleaved in rounds.
+
+    Exit status 1 if a request failed or strategies consumed different inputs.
+    """
+    config = BenchConfig(
+        strategies=_strategies(strategies),
+        model=model.absolute(),
+        tp=tp,
+        concurrency=concurrency,
+        requests=requests,
+        image=image,
+        images_per_request=images_per_request,
+        text_tokens=text_tokens,
+        output_tokens=output_tokens,
+        input=input,
+        rounds=rounds,
+        seed=seed,
+        engine=EngineConfig(
+            model=model.absolute(),
+            device=device,
+            max_running=max_running,
+            kv_tokens=kv_tokens,
+            chunk_tokens=chunk_tokens,
+            encode_patches=encode_patches,
+            runner=runner,
+            step_ms=step_ms,
+        ),
+    )
+    _check_writable(json, html)
+    report = _measure(config)
+    from coatcheck.bench.table import table
+
+    Console().print(table(report))
+    if json is not None:
+        from coatcheck.bench.files import write_json
+
+        write_json(report, json)
+    if html is not None:
+        from coatcheck.bench.page import write_html
+
+        write_html(report, html)
+    problems = _problems(report)
+    for problem in problems:
+        typer.echo(problem, err=True)
+    raise typer.Exit(1 if problems else 0)
+
+
+def _strategies(text: str) -> tuple[str, ...]:
+    if text == "all":
+        return tuple(STRATEGIES)
+    return tuple(dict.fromkeys(canonical(name.strip(), "--strategies") for name in text.split(",")))
+
+
+def _check_writable(*paths: Path | None) -> None:
+    """Before minutes of measuring, not after."""
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ConfigError(f"--json, --html: there is no directory {path.absolute().parent}")
+
+
+def _measure(config: BenchConfig) -> Report:
+    quiet_libraries()
+    from coatcheck.bench.engine import measure
+    from coatcheck.bench.start import starter
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        return asyncio.run(measure(config, starter(config), _Bar(bar)))
+
+
+class _Bar:
+    """The progress bar, as :class:`coatcheck.bench.engine.Progress`."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task("starting", total=None)
+
+    def phase(self, text: str, requests: int) -> None:
+        self._bar.reset(self._task, total=requests, description=text)
+
+    def done(self) -> None:
+        self._bar.advance(self._task)
+
+
+def _problems(report: Report) -> list[str]:
+    """What makes the figures no fair comparison."""
+    found = [
+        f"{run.strategy}: {count} requests failed: {reason}"
+        for run in report.runs
+        for reason, count in run.failures.items()
+    ]
+    inputs = {run.strategy: run.inputs_sha256 for run in report.runs}
+    if len(set(inputs.values())) != 1 or "" in inputs.values():
+        found.append(f"the strategies' inputs differ or could not be verified: {inputs}")
+    tokens = {run.strategy: run.tokens_sha256 for run in report.runs}
+    if report.options["engine"]["runner"] == "null" and (len(set(tokens.values())) != 1 or "" in tokens.values()):
+        found.append(f"the strategies' tokens differ: {tokens}")
+    return found

@@ -1,0 +1,89 @@
+"""The engine benchmark over real ranks and a real server, in small."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coatcheck.strategies.table import STRATEGIES
+
+pytestmark = pytest.mark.timeout(300)
+
+SMALL = ("--requests", "4", "--concurrency", "3", "--rounds", "2", "--image", "112x112", "--output-tokens", "4")
+
+
+def bench(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "coatcheck", "bench", "engine", *SMALL, *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+
+
+def runs(path: Path) -> dict[str, Any]:
+    report = json.loads(path.read_text())
+    assert report["schema"] == 1
+    return {run["strategy"]: run for run in report["runs"]}
+
+
+def test_all_strategies_on_bare_ranks_consume_the_same(tmp_path: Path) -> None:
+    done = bench("--input", "tensors", "--runner", "null", "--json", str(tmp_path / "a.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = runs(tmp_path / "a.json")
+    assert list(found) == list(STRATEGIES)
+    assert len({run["inputs_sha256"] for run in found.values()}) == 1
+    assert len({run["tokens_sha256"] for run in found.values()}) == 1
+    for name, run in found.items():
+        assert run["inputs_sha256"]
+        assert run["tokens_sha256"]
+        assert run["failed"] == 0
+        assert run["qps"] > 0
+        assert run["payload_bytes"] == 64 * 1176 * 4
+        assert run["stall_ms"]["entry"]["p50"] > 0
+        assert run["stall_ms"]["follower"]["p50"] > 0
+        assert list(run["materialize_ms"]) == (["0"] if name.startswith("object") else ["0", "1"])
+        assert [len(round_["requests"]) for round_ in run["samples"]] == [4, 4]
+        assert all(len(request["itl_ms"]) == 3 for round_ in run["samples"] for request in round_["requests"])
+        assert set(run["samples"][0]["cpu_seconds"]) == {"rank0", "rank1"}
+        assert {stall["phase"] for stall in run["samples"][0]["stalls"]} >= {"receive", "broadcast", "admit"}
+
+
+def test_a_whole_server_and_the_model(tmp_path: Path) -> None:
+    html = tmp_path / "a.html"
+    options = ("--strategies", "17a57fd86,lazy", "--input", "http", "--html", str(html))
+    done = bench(*options, "--json", str(tmp_path / "a.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = runs(tmp_path / "a.json")
+    assert list(found) == ["object-inline", "dict-inline"]
+    assert len({run["inputs_sha256"] for run in found.values()}) == 1
+    for run in found.values():
+        assert run["inputs_sha256"]
+        assert run["failed"] == 0
+        assert run["prompt_tokens"] > 16
+        assert {"front-end", "worker0", "rank0", "rank1"} <= set(run["samples"][0]["cpu_seconds"])
+        assert run["stall_ms"]["entry"]["p50"] > 0
+    assert "<svg" in html.read_text()
+
+
+def test_failures_are_told_and_are_the_exit_status(tmp_path: Path) -> None:
+    done = bench("--input", "tensors", "--strategies", "lazy", "--kv-tokens", "20", "--json", str(tmp_path / "a.json"))
+    assert done.returncode == 1
+    assert "KV tokens" in done.stderr
+    run = runs(tmp_path / "a.json")["dict-inline"]
+    assert run["failed"] == 8
+    assert run["latency_ms"] is None
+    assert run["inputs_sha256"] == ""
+
+
+def test_mistakes_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    for options, message in (
+        (("--strategies", "fastest"), "there is no strategy 'fastest'"),
+        (("--runner", "none"), "--runner"),
+        (("--tp", "3"), "--tp"),
+        (("--json", str(tmp_path / "missing" / "a.json")), "there is no directory"),
+    ):
+        done = bench(*options)
+        assert done.returncode == 2, done.stderr
+        assert message in done.stderr

@@ -1,0 +1,86 @@
+"""The seeded workload."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from coatcheck.bench.config import BenchConfig
+from coatcheck.bench.workload import TensorWorkload, http_bodies
+from coatcheck.engine.config import DEFAULT_MODEL
+from coatcheck.errors import ConfigError
+from coatcheck.frontend.config import FrontendConfig
+from coatcheck.frontend.processor import Processor
+from coatcheck.strategies.materialize import Materialize
+
+
+def config(**options: Any) -> BenchConfig:
+    return BenchConfig(("dict-inline",), **{"image": "112x84", "requests": 5, "output_tokens": 3, **options})
+
+
+def positions(ids: torch.Tensor, spans: object, grids: object) -> tuple[torch.Tensor, int]:
+    return torch.zeros((3, len(ids)), dtype=torch.int64), 0
+
+
+def test_requests_are_what_ranks_accept_and_all_different() -> None:
+    for images in (0, 1, 3):
+        workload = TensorWorkload(config(images_per_request=images))
+        materialize = Materialize(positions, 510, 2, 1176)
+        made = [materialize(*workload.request(index, "a", "dict-inline", False)) for index in range(5)]
+        assert all(len(inputs.items) == images for inputs in made)
+        assert len({inputs.digest() for inputs in made}) == 5
+        assert {sum(item.pixels.nbytes for item in inputs.items) for inputs in made} == {workload.payload_bytes}
+
+
+def test_the_seed_decides() -> None:
+    def first(seed: int) -> bytes:
+        return bytes(TensorWorkload(config(seed=seed)).request(0, "a", "dict-inline", False)[1][0])
+
+    assert first(1) == first(1) != first(2)
+
+
+def test_many_requests_take_the_memory_of_one() -> None:
+    workload = TensorWorkload(config(requests=1000))
+    frames = [workload.request(index, "a", "dict-inline", False)[1][0] for index in range(1000)]
+    assert len({id(frame.obj) for frame in frames}) == 1
+
+
+@pytest.mark.parametrize("image", ["112x84", "448x448", "2000x1000", "28x28"])
+def test_images_are_cut_as_the_model_s_processor_cuts_them(image: str) -> None:
+    asked = config(image=image, requests=1)
+    (body,) = http_bodies(asked)
+    processor = Processor(FrontendConfig(model_dir=DEFAULT_MODEL, model_name="bench"))
+    _, pixels = processor.process(1, body)
+    assert pixels[0].shape == TensorWorkload(asked).image.shape
+
+
+def test_http_bodies_have_pictures_of_their_own() -> None:
+    bodies = http_bodies(config(images_per_request=2))
+    assert bodies == http_bodies(config(images_per_request=2))
+    urls = [part["image_url"]["url"] for body in bodies for part in json.loads(body)["messages"][0]["content"][:2]]
+    assert len(set(urls)) == 10
+    picture = Image.open(io.BytesIO(base64.b64decode(urls[0].split(",")[1])))
+    assert picture.size == (112, 84)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image": "448"}, "--image: '448' is not WIDTHxHEIGHT"),
+        ({"image": "0x448"}, "--image"),
+        ({"image": "8000x20"}, "--image: 8000x20: .*aspect ratio"),
+        ({"requests": 0}, "--requests: 0 is less than 1"),
+        ({"rounds": 0}, "--rounds"),
+        ({"images_per_request": -1}, "--images-per-request"),
+        ({"input": "file"}, "--input: 'file' is not one of http, tensors"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TensorWorkload(config(**options))
