@@ -57,7 +57,9 @@ def main() -> int:
     snapshot = microseconds(lambda: encode(take(0, recorder.registry)), 100)
     print(f"a step: {step:.2f} us")
     print(f"a request, all its phases: {whole:.1f} us")
-    print(f"a snapshot: {snapshot:.0f} us, at most every {INTERVAL_S:g} s: {snapshot / INTERVAL_S / 1e4:.3f} % of a core")
+    print(
+        f"a snapshot: {snapshot:.0f} us, at most every {INTERVAL_S:g} s: {snapshot / INTERVAL_S / 1e4:.3f} % of a core"
+    )
     return 1 if step >= LIMIT_US else 0
 
 
