@@ -83,7 +83,7 @@ def test_ranks_die_with_the_process_that_started_them() -> None:
         print(*engine.ready.pids, flush=True)
         sys.stdin.read()
     """
-    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    environment = {**os.environ, "PYTHONPATH": f"{Path.cwd()}/src{os.pathsep}{Path.cwd()}"}
     parent = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)],
         stdin=subprocess.PIPE,
