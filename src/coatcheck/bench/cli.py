@@ -80,17 +80,18 @@ def engine(
         ),
     )
     _check_writable(json, html)
-    report = _measure(config)
-    from coatcheck.bench.table import table
+    try:  # all of it before minutes of measuring
+        from coatcheck.bench.files import write_json
+        from coatcheck.bench.page import write_html
+        from coatcheck.bench.table import table
 
+        report = _measure(config)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is missing; measuring needs: pip install 'coatcheck[bench]'") from error
     Console().print(table(report))
     if json is not None:
-        from coatcheck.bench.files import write_json
-
         write_json(report, json)
     if html is not None:
-        from coatcheck.bench.page import write_html
-
         write_html(report, html)
     problems = _problems(report)
     for problem in problems:

@@ -57,9 +57,9 @@ async def measure(config: BenchConfig, start: Open, progress: Progress) -> Repor
                 progress.phase(f"warming up: {strategy}", config.concurrency)
                 await run_round(driver, strategy, -1, config.concurrency, config.concurrency, progress.done)
             raw: dict[str, list[RawRound]] = {strategy: [] for strategy in config.strategies}
-            for number in range(config.rounds):
+            for number in range(1, config.rounds + 1):
                 for strategy in rotated(config.strategies, number):
-                    progress.phase(f"round {number + 1} of {config.rounds}: {strategy}", config.requests)
+                    progress.phase(f"round {number} of {config.rounds}: {strategy}", config.requests)
                     raw[strategy].append(
                         await run_round(driver, strategy, number, config.requests, config.concurrency, progress.done)
                     )

@@ -41,7 +41,7 @@ class RequestSample(msgspec.Struct, frozen=True):
 class Round(msgspec.Struct, frozen=True):
     """The whole workload once, under one strategy."""
 
-    round: int
+    round: int  # from 1
     start: float
     seconds: float
     cpu_seconds: dict[str, float]  # by process: rank0, rank1, ..., in http mode also front-end and workers
@@ -104,7 +104,7 @@ class Run(msgspec.Struct, frozen=True):
     ttft_ms: Quantiles | None
     itl_ms: Quantiles | None
     stall_ms: StallByRole
-    broadcast_ms: dict[str, Quantiles]  # by rank; empty if there was nothing to broadcast
+    broadcast_ms: dict[str, Quantiles]  # by rank, "0", "1", ...; empty if there was nothing to broadcast
     materialize_ms: dict[str, Quantiles]  # by rank; without ranks that do not materialize
     cpu_percent: float  # of one core, all processes of the engine together
     cpu_percent_interval: tuple[float, float]
