@@ -19,6 +19,8 @@ from coatcheck.strategies.table import STRATEGIES, canonical
 if TYPE_CHECKING:
     from coatcheck.bench.result import Report
 
+REQUESTS = 64
+
 app = typer.Typer(no_args_is_help=True, help="Measurements, as table, JSON and HTML.")
 
 
@@ -32,7 +34,10 @@ def engine(
     strategies: Annotated[str, typer.Option(help="Names or aliases with commas between, or all.")] = "all",
     tp: Annotated[int, typer.Option(help="Ranks of the tensor-parallel group.")] = 2,
     concurrency: Annotated[int, typer.Option(help="Requests under way at once.")] = 16,
-    requests: Annotated[int, typer.Option(help="Requests of each strategy in a round.")] = 64,
+    requests: Annotated[
+        int | None,
+        typer.Option(help="Requests of each strategy in a round.  [default: 64, or the concurrency if more]"),
+    ] = None,
     image: Annotated[str, typer.Option(help="WIDTHxHEIGHT of each image.")] = "448x448",
     images_per_request: Annotated[int, typer.Option(help="0: text alone.")] = 1,
     text_tokens: Annotated[int, typer.Option(help="Tokens of text in a prompt, with --input tensors.")] = 16,
@@ -60,7 +65,7 @@ def engine(
         model=model.absolute(),
         tp=tp,
         concurrency=concurrency,
-        requests=requests,
+        requests=max(REQUESTS, concurrency) if requests is None else requests,
         image=image,
         images_per_request=images_per_request,
         text_tokens=text_tokens,
