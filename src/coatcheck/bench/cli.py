@@ -36,7 +36,7 @@ def engine(
     concurrency: Annotated[int, typer.Option(help="Requests under way at once.")] = 16,
     requests: Annotated[
         int | None,
-        typer.Option(help="Requests of each strategy in a round.  [default: 64, or the concurrency if more]"),
+        typer.Option(help="Of each strategy in a round.  [default: 64, or the concurrency if more]"),
     ] = None,
     image: Annotated[str, typer.Option(help="WIDTHxHEIGHT of each image.")] = "448x448",
     images_per_request: Annotated[int, typer.Option(help="0: text alone.")] = 1,
