@@ -33,14 +33,18 @@ def stalls(snapshot: Snapshot | None) -> dict[str, float]:
 
 def test_every_rank_counts_every_request(workload: Workload, tmp_path: Path) -> None:
     with Engine(DEFAULT_MODEL, 2, RankConfig(trace=str(tmp_path))) as engine:
-        names = []
+        names: list[str] = []
+        texts: list[str] = []
         for strategy in STRATEGIES:
             for index in range(REQUESTS):
                 request = workload.request(f"{strategy}-{index}", strategy, [(8, 8)])
                 engine.submit(request.arrived, request.frames)
                 names.append(request.arrived.request)
-        engine.wait(*names)
-        expected = dict.fromkeys(STRATEGIES, REQUESTS)
+            text = workload.request(f"{strategy}-text", strategy)
+            engine.submit(text.arrived)
+            texts.append(text.arrived.request)
+        engine.wait(*names, *texts)
+        expected = dict.fromkeys(STRATEGIES, REQUESTS + 1)
         deadline = time.monotonic() + WAIT_S
         while any(stalls(engine.snapshots.get(rank)) != expected for rank in range(2)):
             engine.pump(0.1)
@@ -56,3 +60,7 @@ def test_every_rank_counts_every_request(workload: Workload, tmp_path: Path) -> 
             assert (("exchange", "scheduler") in phases or ("exchange", "lane") in phases) == ("object" in name)
             made = [span for span in spans if span.request == name and span.phase == "materialize"]
             assert len(made) == (0 if rank and "object" in name else 1)
+        for name in texts:
+            phases = {(span.phase, span.thread) for span in spans if span.request == name}
+            assert not {phase for phase, _ in phases} & {"exchange", "broadcast"}, "text has nothing to exchange"
+            assert "materialize" in {phase for phase, _ in phases}

@@ -26,7 +26,7 @@ PHASES = {"receive": GREEN, "broadcast": ORANGE, "deliver": BLUE, "admit": BLACK
 WIDTH_IN = 9.0
 LEAST_MS = 0.001  # where a logarithmic axis draws what is below it
 TIMELINE_S = 2.0
-_styled = matplotlib.rc_context(
+styled = matplotlib.rc_context(
     {
         "font.family": "sans-serif",
         "font.size": 10,
@@ -45,7 +45,7 @@ _styled = matplotlib.rc_context(
 )
 
 
-@_styled
+@styled
 def stall(report: Report) -> Figure:
     """Box plots of each request's stall, entry rank and followers side by side; logarithmic."""
     title = "Stall of the scheduler's thread per request"
@@ -64,7 +64,7 @@ def stall(report: Report) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def latency(report: Report) -> Figure:
     """Box plots of each request's time from sent to last token."""
     figure, axes = _rows_of_strategies(report, "Latency per request, sent to last token", "ms")
@@ -74,7 +74,7 @@ def latency(report: Report) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def throughput(report: Report) -> Figure:
     """Requests finished per second: each round, the median round, and the smallest and largest."""
     figure, axes = _rows_of_strategies(report, "Requests finished per second", "requests/s")
@@ -92,7 +92,7 @@ def throughput(report: Report) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def timeline(report: Report) -> Figure:
     """When each rank's scheduler thread was stalled in the middle round, a panel for each strategy."""
     middle = [None if failed_wholly(run) else run.samples[len(run.samples) // 2] for run in report.runs]
@@ -109,7 +109,7 @@ def timeline(report: Report) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def svg(figure: Figure, name: str) -> str:
     """The figure as an element for a page: text stays text, ids begin with ``name``, the same figure gives the same."""
     buffer = io.StringIO()

@@ -129,12 +129,13 @@ class Rank:
         if strategy.timing is Timing.INLINE:
             self._deliver(arrived, frames, strategy, self._inline)
             return
-        if strategy.carrier.collective and not self._background.exchange.makes:
+        collective = strategy.carrier.collective(arrived)
+        if collective and not self._background.exchange.makes:
             frames = ()  # never read here; a queue of them would be held for nothing
         self._lane.submit(
             Job(
                 request=arrived.request,
-                collective=strategy.carrier.collective,
+                collective=collective,
                 wanted=lambda: self._parked.expected(arrived.request),
                 run=lambda: self._deliver(arrived, frames, strategy, self._background),
             )

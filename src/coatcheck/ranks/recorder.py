@@ -119,7 +119,7 @@ class Recorder:
         if materializing is not None:
             self._materialize.labels(arrived.strategy).observe(materializing.wall)
             self._span(arrived.request, arrived.strategy, "materialize", thread, materializing)
-        if strategy.carrier.collective:
+        if strategy.carrier.collective(arrived):
             made = materializing or Spent(spent.start, 0.0, 0.0)
             rest = Spent(made.start + made.wall, spent.wall - made.wall, spent.cpu - made.cpu)
             self._broadcasted(arrived, "exchange", rest, carried)

@@ -58,9 +58,8 @@ class Exchange(Protocol):
 class Carrier(Protocol):
     """What crosses to the ranks for one request, and how it becomes this rank's inputs."""
 
-    @property
-    def collective(self) -> bool:
-        """True if ``deliver`` uses the exchange."""
+    def collective(self, arrived: Arrived) -> bool:
+        """True if ``deliver`` uses the exchange for this request: on every rank or on none."""
         ...
 
     def deliver(

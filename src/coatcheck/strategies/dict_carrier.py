@@ -19,7 +19,9 @@ from coatcheck.wire import Buffer
 class DictCarrier:
     """See :class:`coatcheck.strategies.base.Carrier`."""
 
-    collective: bool = False
+    def collective(self, arrived: Arrived) -> bool:
+        """See :class:`coatcheck.strategies.base.Carrier`."""
+        return False
 
     def deliver(
         self, arrived: Arrived, frames: Sequence[Buffer], exchange: Exchange, materialize: Materializer

@@ -20,10 +20,14 @@ from coatcheck.wire import Buffer
 class ObjectCarrier:
     """See :class:`coatcheck.strategies.base.Carrier`."""
 
-    collective: bool = True
+    def collective(self, arrived: Arrived) -> bool:
+        """See :class:`coatcheck.strategies.base.Carrier`. Text has no object to share, there as here."""
+        return bool(arrived.items)
 
     def deliver(
         self, arrived: Arrived, frames: Sequence[Buffer], exchange: Exchange, materialize: Materializer
     ) -> MultimodalInputs:
         """See :class:`coatcheck.strategies.base.Carrier`."""
+        if not self.collective(arrived):
+            return materialize(arrived, frames)
         return exchange.share(arrived.request, lambda: materialize(arrived, frames))
