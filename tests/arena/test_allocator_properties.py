@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from benchmarks.fragmentation import failing
 from coatcheck.arena.allocator import PAGE, Allocator, pages
 
 SPACE = 64 * PAGE
@@ -90,24 +89,8 @@ def test_a_range_cannot_be_trimmed_to_more() -> None:
 def test_fragmentation_at_90_percent_fill() -> None:
     """Of reservations that the free bytes could hold, at most 10 % may fail for want of a large enough range.
 
-    Mix: 0.15, 0.6, 3.2 and 12.9 MB, the uint8 payloads of 224, 448, 1024 and 2048 pixels square, each plus or minus
-    20 %, the largest a quarter as often as the others; ended in random order; an arena of 1 GiB kept at 90 % fill.
-    Other mixes and sizes: docs/decisions/best-fit.md.
+    Other mixes, and smaller arenas: docs/decisions/best-fit.md.
     """
-    rng = random.Random(20261123)
-    allocator = Allocator(1 << 30)
-    held: list[int] = []
-    fits = refused = 0
-    for _ in range(20_000):
-        size = int(rng.choices((150_528, 602_112, 3_219_888, 12_879_552), (4, 4, 4, 1))[0] * rng.uniform(0.8, 1.2))
-        while held and allocator.size - allocator.free_bytes + size > 0.9 * allocator.size:
-            allocator.free(held.pop(rng.randrange(len(held))))
-        fits += 1
-        start = allocator.take(size)
-        if start is None:
-            refused += 1
-            continue
-        held.append(start)
-    assert fits > 10_000
-    assert refused / fits <= 0.10, f"{refused / fits:.1%} of {fits} reservations failed for fragmentation"
-    print(f"{refused / fits:.2%} of {fits} reservations failed for fragmentation")
+    share = failing(1 << 30, (4, 4, 4, 1), 20_000)
+    print(f"{share:.2%} failed for fragmentation")
+    assert share <= 0.10

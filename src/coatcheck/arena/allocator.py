@@ -35,7 +35,7 @@ class Allocator:
         self._taken: dict[int, int] = {}  # start: size
 
     def take(self, nbytes: int) -> int | None:
-        """The start of a range of at least ``nbytes``, cut from the smallest free range that fits; None if none does."""
+        """The start of a range of at least ``nbytes``, from the smallest free range that fits; None if none does."""
         size = pages(nbytes)
         at = bisect.bisect_left(self._by_size, (size, 0))
         if at == len(self._by_size):
