@@ -16,11 +16,12 @@ PACKAGE = Path(coatcheck.__file__).parent
 # A stage imports these, itself, and the interface of its neighbour; only the launcher (and what starts it) sees all.
 COMMON = {"errors", "messages", "wire", "process", "private_socket"}
 NEIGHBOURS = {
-    "frontend": {"strategies"},  # their names only, see below
+    "frontend": {"arena", "strategies"},  # of strategies the names only, see below
     "strategies": set(),
     "admission": set(),
     "engine": {"strategies"},
-    "ranks": {"strategies", "admission", "engine"},
+    "ranks": {"arena", "strategies", "admission", "engine"},
+    "arena": set(),
 }
 FOREIGN = ("fastapi", "uvicorn", "starlette", "sglang", "vllm", "transformers", "PIL", "typer", "rich", "openai")
 

@@ -78,6 +78,8 @@ def serve(
     allow_remote_images: Annotated[
         bool, typer.Option("--allow-remote-images", help="Fetch http(s) image URLs, from public addresses only.")
     ] = False,
+    arena_mib: Annotated[int, typer.Option(help="Shared memory for payloads, taken at start; 0: no handles.")] = 1024,
+    arena_wait: Annotated[float, typer.Option(help="Seconds to wait for room in a full arena before 503.")] = 10.0,
     context: Annotated[int, typer.Option(help="Longest prompt and answer; 0: the model's own limit.")] = 0,
     request_timeout: Annotated[float, typer.Option(help="Seconds that a request may take in all.")] = 300.0,
     shutdown_timeout: Annotated[float, typer.Option(help="Seconds that running requests get after SIGTERM.")] = 10.0,
@@ -116,6 +118,8 @@ def serve(
             max_images=max_images,
             max_waiting=max_waiting,
             allow_remote_images=allow_remote_images,
+            arena_bytes=arena_mib * MEBI,
+            arena_wait_s=arena_wait,
             context=context or None,
             request_timeout_s=request_timeout,
             shutdown_timeout_s=shutdown_timeout,

@@ -6,10 +6,10 @@ byte frames beside it, and a :class:`Tensor` says which frame, of what shape and
 
 Way of a request::
 
-    client -> front end -> (Job) -> worker -> (Processed | Refused) -> front end
+    client -> front end -> (Job) -> worker -> (Need -> Grant ->, Processed | Refused) -> front end
     front end -> (Arrived | Abort | Stop) -> entry rank -> (Plan) -> every rank
     every rank -> (Ready | Consumed) -> entry rank -> (Tokens | Rejected | ...) -> front end
-    every rank -> (Snapshot) -> front end
+    every rank -> (Snapshot | Returned) -> front end
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Tensor(Record, frozen=True):
     Contiguous, row-major, little-endian.
     """
 
-    frame: int  # index among the frames beside the record, from 0; item i of a request has frame i
+    frame: int  # index among the frames beside the record, from 0: the tensors of a request have frames in order
     shape: tuple[int, ...]
     dtype: Literal["float32", "uint8"]
 
@@ -42,7 +42,6 @@ class Handle(Record, frozen=True):
 
     offset: int  # bytes from the start of the segment, a multiple of 4096
     nonce: int  # random, 64 bits: equal to the block's as long as the block is this payload's
-    digest: bytes  # blake3, 32 bytes, over the encoded item and the processor's configuration
     shape: tuple[int, ...]  # contiguous, row-major, little-endian
     dtype: Literal["float32", "uint8"]
 
@@ -50,10 +49,11 @@ class Handle(Record, frozen=True):
 class Item(Record, frozen=True):
     """One image of a request, as the worker prepared it."""
 
-    pixels: Tensor  # (patches, channels * temporal_patch * patch * patch), float32, host memory
+    pixels: Tensor | Handle  # (patches, channels * temporal_patch * patch * patch), float32, host memory
     grid: tuple[int, int, int]  # (t, h, w) in patches; t * h * w == patches
     start: int  # index in the prompt of the item's first placeholder token
     count: int  # placeholder tokens: t * h * w / merge**2
+    digest: bytes = b""  # identity: blake3, 32 bytes, over the encoded image and the processor's configuration
 
 
 class Sampling(Record, frozen=True):
@@ -73,10 +73,31 @@ class Job(Record, frozen=True):
     """Front end -> worker. Frame 0: the HTTP request's JSON body, untouched."""
 
     job: int
+    arena: bool = False  # payloads go into the arena, instead of into frames beside the answer
+
+
+class Need(Record, frozen=True):
+    """Worker -> front end: room in the arena for each payload, bytes. The worker waits for Grant or NoRoom."""
+
+    job: int
+    sizes: tuple[int, ...]
+
+
+class Grant(Record, frozen=True):
+    """Front end -> worker: the worker may write there until it has answered the job."""
+
+    job: int
+    places: tuple[tuple[int, int], ...]  # (offset, nonce) of each payload
+
+
+class NoRoom(Record, frozen=True):
+    """Front end -> worker: the job is over; the front end knows why."""
+
+    job: int
 
 
 class Processed(Record, frozen=True):
-    """Worker -> front end: a valid request, ready for the ranks. Frames: one per item's pixels."""
+    """Worker -> front end: a valid request, ready for the ranks. Frames: of the items that are not in the arena."""
 
     job: int
     ids: tuple[int, ...]  # prompt, placeholders expanded
@@ -167,7 +188,7 @@ class Verified(Record, frozen=True):
     digest: str  # sha256, hex, over pixels, grids, positions and ids as consumed
 
 
-# --------------------------------------------------------------------------- every rank -> front end (metrics)
+# --------------------------------------------------------------------------- every rank -> front end
 
 
 class Sample(Record, frozen=True):
@@ -176,6 +197,13 @@ class Sample(Record, frozen=True):
     name: str
     labels: tuple[tuple[str, str], ...]
     value: float
+
+
+class Returned(Record, frozen=True):
+    """The rank will never again read what the request's handles point at. Once for each request with handles."""
+
+    request: str
+    rank: int
 
 
 class Family(Record, frozen=True):
@@ -250,9 +278,9 @@ class Plan(Record, frozen=True):
     stop: bool = False  # leave the step loop after this plan
 
 
-ToWorker = Job
-FromWorker = Processed | Refused | Failed | WorkerReady
+ToWorker = Job | Grant | NoRoom
+FromWorker = Need | Processed | Refused | Failed | WorkerReady
 ToEntry = Arrived | Abort | Stop
 FromEntry = RanksReady | Tokens | Rejected | Verified
-FromRanks = FromEntry | Snapshot
+FromRanks = FromEntry | Snapshot | Returned
 Report = Ready | Consumed

@@ -15,7 +15,7 @@ import msgspec
 import zmq
 
 from coatcheck.errors import WireError
-from coatcheck.messages import Item, Record, Tensor
+from coatcheck.messages import Handle, Item, Record, Tensor
 
 Buffer = bytes | bytearray | memoryview
 T = TypeVar("T")
@@ -45,19 +45,25 @@ class Decoder(Generic[T]):
         return record
 
 
-def nbytes(tensor: Tensor) -> int:
+def tensors(items: Sequence[Item]) -> list[Tensor]:
+    """The payloads that travel as frames beside the record, in order; handles do not."""
+    return [item.pixels for item in items if isinstance(item.pixels, Tensor)]
+
+
+def nbytes(tensor: Tensor | Handle) -> int:
     """Bytes that the payload of ``tensor`` takes."""
     return math.prod(tensor.shape) * ITEM_SIZE[tensor.dtype]
 
 
 def check_frames(items: Sequence[Item], frames: Sequence[Buffer]) -> None:
-    """Raises WireError unless item i describes frame i, and every frame has exactly the size described."""
-    if [item.pixels.frame for item in items] != list(range(len(frames))):
-        raise WireError(f"{len(frames)} frames came, but the items describe {[item.pixels.frame for item in items]}")
-    for item, frame in zip(items, frames, strict=True):
-        have, want = memoryview(frame).nbytes, nbytes(item.pixels)
-        if min(item.pixels.shape, default=0) < 0 or have != want:
-            raise WireError(f"frame {item.pixels.frame} has {have} bytes, its description says {want}")
+    """Raises WireError unless tensor i describes frame i, and every frame has exactly the size described."""
+    described = tensors(items)
+    if [tensor.frame for tensor in described] != list(range(len(frames))):
+        raise WireError(f"{len(frames)} frames came, but the items describe {[tensor.frame for tensor in described]}")
+    for tensor, frame in zip(described, frames, strict=True):
+        have, want = memoryview(frame).nbytes, nbytes(tensor)
+        if min(tensor.shape, default=0) < 0 or have != want:
+            raise WireError(f"frame {tensor.frame} has {have} bytes, its description says {want}")
 
 
 def send(socket: zmq.Socket[bytes], record: Record, frames: Sequence[Buffer] = ()) -> None:

@@ -58,13 +58,12 @@ class ArenaMachine(RuleBasedStateMachine):
         with self.arena.writable(block) as view:
             view[:nbytes] = payload
         digest = bytes([content]) * 32 + bytes([nbytes % 251]) if shared else b""
-        block = self.arena.commit(block, nbytes, digest)
         name = f"{request}"
         if name in self.requests and (self.requests[name].ended or self.requests[name].dispatched):
             self.number += 1
             name = f"more{self.number}"
-        self.arena.lease(name, [block])
-        handle = Handle(block.offset, block.nonce, b"", (block.nbytes,), "uint8")
+        block = self.arena.commit(name, block, nbytes, digest)
+        handle = Handle(block.offset, block.nonce, (block.nbytes,), "uint8")
         self.requests.setdefault(name, Held()).handles.append((handle, payload))
 
     @precondition(lambda self: self.reserved)

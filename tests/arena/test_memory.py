@@ -23,9 +23,8 @@ MAX_HANDLE = 128  # bytes encoded
 
 
 def handle_of(arena: Arena, payload: bytes, request: str = "a") -> Handle:
-    block = arena.put(memoryview(payload))
-    arena.lease(request, [block])
-    return Handle(block.offset, block.nonce, bytes(32), (block.nbytes,), "uint8")
+    block = arena.put(request, memoryview(payload))
+    return Handle(block.offset, block.nonce, (block.nbytes,), "uint8")
 
 
 def python(code: str, *arguments: str, **options: int) -> subprocess.CompletedProcess[str]:
@@ -39,7 +38,7 @@ from coatcheck.arena import ArenaAddress, ArenaReader
 from coatcheck.messages import Handle
 read, size, offset, nonce, nbytes = sys.argv[1], *map(int, sys.argv[2:])
 reader = ArenaReader(ArenaAddress(read, "", size))
-view = reader.view(Handle(offset, nonce, b"", (nbytes,), "uint8"))
+view = reader.view(Handle(offset, nonce, (nbytes,), "uint8"))
 sys.stdout.write(bytes(view).decode())
 """
 
@@ -131,10 +130,10 @@ def test_forged_and_stale_handles_read_nothing() -> None:
             (handle.offset, (1 << 62, 8)),
         ):
             with pytest.raises(HandleInvalid):
-                reader.view(Handle(offset, handle.nonce, b"", shape, "uint8"))
+                reader.view(Handle(offset, handle.nonce, shape, "uint8"))
         for nonce in (0, handle.nonce + 2):
             with pytest.raises(HandleStale):
-                reader.view(Handle(handle.offset, nonce, b"", (6,), "uint8"))
+                reader.view(Handle(handle.offset, nonce, (6,), "uint8"))
         arena.end("a")  # no digest: free at once
         with pytest.raises(HandleStale):
             reader.view(handle)
@@ -144,7 +143,7 @@ def test_forged_and_stale_handles_read_nothing() -> None:
 
 
 def test_a_handle_is_small() -> None:
-    largest = Handle(2**48, 2**64 - 1, bytes(range(32)), (10**6, 3, 10**6), "float32")
+    largest = Handle(2**48, 2**64 - 1, (10**6, 3, 10**6), "float32")
     assert len(encode(largest)) <= MAX_HANDLE
 
 

@@ -33,7 +33,7 @@ class InstantPool(WorkerPool):
     def is_ready(self) -> bool:
         return True
 
-    async def process(self, body: wire.Buffer) -> Answer:
+    async def process(self, body: wire.Buffer, holder: str = "") -> Answer:
         if b"hang" in body:
             await asyncio.sleep(60)
         if b"gate" in body:

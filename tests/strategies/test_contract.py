@@ -6,9 +6,10 @@ import re
 import time
 from itertools import count
 
+import msgspec
 import pytest
 
-from coatcheck.messages import Sampling
+from coatcheck.messages import Handle, Sampling
 from coatcheck.strategies.table import STRATEGIES
 from tests.support.engine import Engine
 from tests.support.workload import Workload
@@ -162,3 +163,46 @@ def test_an_aborted_background_collective_is_executed_all_the_same(engine: Engin
     assert two.finish == "abort"
     assert one.digest == workload.digest(first)
     assert three.digest == workload.digest(last), "the lane took another request's inputs"
+
+
+def test_every_block_comes_back_however_requests_end(engine: Engine, workload: Workload) -> None:
+    def idle() -> bool:
+        statistics = engine.arena.statistics()
+        return (statistics.reserved, statistics.in_use, statistics.quarantined) == (0, 0, 0)
+
+    handles = [name for name in STRATEGIES if name.startswith("handle")]
+    requests = [
+        workload.request(fresh(label), name, [(8, 8), (12, 8)], sampling=Sampling(3 + index))
+        for index, (label, name) in enumerate(
+            (label, name)
+            for label in ("plain", f"fault=raise@{engine.size - 1}", "aborted", f"fault=late@{engine.size - 1}")
+            for name in handles
+        )
+    ]
+    for request in requests:
+        engine.submit(request.arrived, request.frames)
+    assert engine.arena.statistics().in_use > 0
+    for request in requests:
+        if "aborted" in request.arrived.request:
+            engine.abort(request.arrived.request)
+    engine.wait(*[request.arrived.request for request in requests])
+    deadline = time.monotonic() + 10
+    while not idle():
+        engine.pump(0.1)
+        assert time.monotonic() < deadline, engine.arena.statistics()
+
+
+@pytest.mark.parametrize("forgery", ["offset", "nonce", "shape"])
+def test_a_forged_handle_rejects_the_request_everywhere(engine: Engine, workload: Workload, forgery: str) -> None:
+    for name in [name for name in STRATEGIES if name.startswith("handle")]:
+        request = workload.request(fresh("forged"), name, [(8, 8)])
+        arrived = engine.check_in(request.arrived, request.frames)
+        handle = arrived.items[0].pixels
+        assert isinstance(handle, Handle)
+        change = {"offset": 1 << 40, "nonce": 4711, "shape": (1 << 20, 1176)}[forgery]
+        item = msgspec.structs.replace(arrived.items[0], pixels=msgspec.structs.replace(handle, **{forgery: change}))
+        engine.submit(msgspec.structs.replace(arrived, items=(item,)))
+        (result,) = engine.wait(arrived.request)
+        assert result.rejected is not None
+        reason = {"offset": "HandleInvalid", "nonce": "HandleStale", "shape": "does not fit"}[forgery]
+        assert reason in result.rejected

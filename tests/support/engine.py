@@ -11,16 +11,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
 import zmq
 
+from coatcheck.arena import Arena
 from coatcheck.engine.config import EngineConfig
 from coatcheck.launcher.processes import RankProcesses
 from coatcheck.messages import (
     Abort,
     Arrived,
     FromRanks,
+    Handle,
     RanksReady,
     Rejected,
+    Returned,
     Snapshot,
     Stop,
     ToEntry,
@@ -30,10 +34,12 @@ from coatcheck.messages import (
 from coatcheck.private_socket import PrivateEndpoint
 from coatcheck.ranks.config import RankConfig
 from coatcheck.ranks.settings import RankSettings
+from coatcheck.strategies.table import NEED_ARENA, carrier_named
 from coatcheck.wire import Buffer, Decoder, send, split
 
 START_S = 120.0  # four ranks on two cores import torch and transformers at once
 ANSWER_S = 60.0
+ARENA_BYTES = 64 << 20
 
 _decode = Decoder[FromRanks](FromRanks)
 
@@ -63,12 +69,14 @@ class Engine:
         self._events = self._context.socket(zmq.PULL)
         self._endpoints = [PrivateEndpoint(self._requests), PrivateEndpoint(self._events)]
         self.results: dict[str, Result] = {}
+        self.arena = Arena(ARENA_BYTES, poison=True)
         self.snapshots: dict[int, Snapshot] = {}  # by rank, the newest
         settings = RankSettings(
             engine=EngineConfig(model=model, **{"device": "cpu", **engine}),
             ranks=ranks or RankConfig(ready_timeout_s=5),
             requests=self._endpoints[0].address,
             events=self._endpoints[1].address,
+            arena=self.arena.address,
         )
         root = Path(__file__).parents[2]
         os.environ["PYTHONPATH"] = os.pathsep.join([f"{root}/src", str(root), os.environ.get("PYTHONPATH", "")])
@@ -94,7 +102,19 @@ class Engine:
 
     def submit(self, arrived: Arrived, frames: Sequence[Buffer] = ()) -> None:
         self.results[arrived.request] = Result()
+        if carrier_named(arrived.strategy) in NEED_ARENA and frames:
+            arrived, frames = self.check_in(arrived, frames), ()
         self.tell(arrived, frames)
+
+    def check_in(self, arrived: Arrived, frames: Sequence[Buffer]) -> Arrived:
+        """Payloads into the arena; each rank gives them back once."""
+        items = []
+        for item, frame in zip(arrived.items, frames, strict=True):
+            block = self.arena.put(arrived.request, memoryview(frame))
+            handle = Handle(block.offset, block.nonce, item.pixels.shape, item.pixels.dtype)
+            items.append(msgspec.structs.replace(item, pixels=handle))
+        self.arena.dispatch(arrived.request, range(self.size))
+        return msgspec.structs.replace(arrived, items=tuple(items))
 
     def abort(self, request: str) -> None:
         self.tell(Abort(request))
@@ -106,9 +126,12 @@ class Engine:
             if not self._events.poll(max(0, round((deadline - time.monotonic()) * 1000))):
                 return False
             event = _decode(split(self._events.recv_multipart(copy=False))[0])
-            if not isinstance(event, Snapshot):
+            if isinstance(event, Snapshot):
+                self.snapshots[event.rank] = event
+            elif isinstance(event, Returned):
+                self.arena.acknowledge(event.request, event.rank)
+            else:
                 break
-            self.snapshots[event.rank] = event
         if isinstance(event, RanksReady):
             raise AssertionError("the ranks said ready twice")
         result = self.results[event.request]
@@ -121,6 +144,8 @@ class Engine:
             result.finish = event.finish
         elif isinstance(event, Rejected):
             result.rejected, result.rank = event.reason, event.rank
+        if result.ended:
+            self.arena.end(event.request)
         return True
 
     def wait(self, *requests: str, digests: bool = True, timeout_s: float = ANSWER_S) -> list[Result]:
@@ -160,5 +185,6 @@ class Engine:
         """At once, whatever the ranks are doing."""
         self.processes.kill()
         self._context.destroy(linger=0)
+        self.arena.close()
         for endpoint in self._endpoints:
             endpoint.close()

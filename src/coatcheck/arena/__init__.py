@@ -3,8 +3,7 @@
 ::
 
     with Arena(256 << 20) as arena:                      # the front end
-        block = arena.put(memoryview(pixels), digest)    # or reserve, write in place, commit
-        arena.lease("request", [block])
+        block = arena.put("request", memoryview(pixels), digest)    # or reserve, write in place, commit
         arena.dispatch("request", readers=[0, 1])        # before the handle goes out
         ...
         arena.acknowledge("request", 0)                  # each reader, when it will not read any more

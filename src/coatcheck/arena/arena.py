@@ -136,17 +136,17 @@ class Arena:
         self._account("reserved", -block.size)
         self._release(block)
 
-    def commit(self, block: Block, nbytes: int, digest: bytes = b"") -> Block:
+    def commit(self, request: str, block: Block, nbytes: int, digest: bytes = b"") -> Block:
         """The payload is complete: ``nbytes`` of the reservation are kept, the rest is freed.
 
-        Returns the block that holds this content: another one if equal content came first. It is unleased: lease it
-        before anything else is reserved.
+        Returns the block that holds this content, leased to ``request``: another one if equal content came first.
         """
         if nbytes > block.size:
             raise ValueError(f"{nbytes} bytes were written into a block of {block.size}")
         known = self._by_digest.get(digest) if digest else None
         if known is not None:
             self._counts["hits"] += 1
+            self.lease(request, [known])  # first: what is cancelled may make somebody reserve, and evict
             self.cancel(block)
             return known
         self._allocator.trim(block.offset - self._first, nbytes)
@@ -156,15 +156,16 @@ class Arena:
         self._cached[block.offset] = block
         if digest:
             self._by_digest[digest] = block
+        self.lease(request, [block])
         self._room()
         return block
 
-    def put(self, payload: memoryview, digest: bytes = b"") -> Block:
+    def put(self, request: str, payload: memoryview, digest: bytes = b"") -> Block:
         """Reserves, copies, commits: one copy. ``payload``: contiguous bytes. Raises as ``reserve``."""
         data = payload.cast("B")
         block = self.reserve(len(data))
         self._memory.view[block.offset : block.offset + len(data)] = data
-        return self.commit(block, len(data), digest)
+        return self.commit(request, block, len(data), digest)
 
     def find(self, digest: bytes) -> Block | None:
         """The block of that content, if it is there."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import mmap
 import os
 from dataclasses import dataclass
@@ -33,6 +34,15 @@ class ArenaAddress:
     read: str  # path that opens read-only
     write: str  # path that opens for writing
     size: int  # bytes, the table of nonces included
+
+    def to_json(self) -> str:
+        """For a command line."""
+        return json.dumps([self.read, self.write, self.size])
+
+    @staticmethod
+    def from_json(text: str) -> ArenaAddress:
+        """What ``to_json`` made."""
+        return ArenaAddress(*json.loads(text))
 
     @property
     def first(self) -> int:

@@ -37,6 +37,8 @@ class ArenaReader:
 
     def check(self, handle: Handle) -> None:
         """Raises HandleStale if the block is another payload's by now. Call it after the last use of a view."""
+        if not self._address.first <= handle.offset < self._address.size:
+            raise HandleInvalid(f"byte {handle.offset} is not within the payloads of the arena")
         if self._nonces[handle.offset // PAGE] != handle.nonce or not handle.nonce:
             raise HandleStale(f"the block at {handle.offset} is not this payload's any more")
 

@@ -34,6 +34,7 @@ class BenchConfig:
     text_tokens: int = 16  # of each prompt, beside the images; input "tensors" only
     output_tokens: int = 16
     input: str = "tensors"  # http: a whole server, images as JPEG; tensors: prebuilt, straight to the ranks
+    arena_mib: int = 1024  # for payloads, under strategies with handles
     rounds: int = 5
     seed: int = 0
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -43,7 +44,7 @@ class BenchConfig:
             raise ConfigError("--strategies: at least one is needed")
         if self.input not in INPUTS:
             raise ConfigError(f"--input: {self.input!r} is not one of {', '.join(INPUTS)}")
-        for name in ("tp", "concurrency", "requests", "text_tokens", "output_tokens", "rounds"):
+        for name in ("tp", "concurrency", "requests", "text_tokens", "output_tokens", "arena_mib", "rounds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is less than 1")
         if self.images_per_request < 0:

@@ -124,6 +124,8 @@ def _options(config: BenchConfig, body_bytes: int, trace: Path, verify: bool) ->
         "--encode-patches": config.engine.encode_patches,
         "--runner": config.engine.runner,
         "--step-ms": config.engine.step_ms,
+        "--arena-mib": config.arena_mib,
+        "--arena-wait": REQUEST_S,
         "--trace": trace,
     }
     flags = ["--strategy-header", *(["--verify"] if verify else [])]

@@ -9,14 +9,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from coatcheck.arena import Arena
 from coatcheck.bench.config import BenchConfig
 from coatcheck.bench.driver import Heard
 from coatcheck.bench.workload import TensorWorkload
 from coatcheck.errors import CoatcheckError, RankLost
 from coatcheck.frontend.link import RankLink
+from coatcheck.frontend.rooms import Rooms
 from coatcheck.launcher.processes import RankProcesses
 from coatcheck.ranks.config import RankConfig
 from coatcheck.ranks.settings import RankSettings
+from coatcheck.strategies.table import NEED_ARENA, carrier_named
 
 START_S = 180.0
 REQUEST_S = 300.0  # of a closed loop: includes waiting for all that are under way
@@ -32,7 +35,8 @@ class TensorDriver:
         self._workload = workload
         self._trace = trace
         self._verify = verify
-        self._link = RankLink(queue=config.concurrency)
+        self._rooms = Rooms(Arena(config.arena_mib << 20), REQUEST_S)
+        self._link = RankLink(queue=config.concurrency, on_returned=self._rooms.arena.acknowledge)
         self._numbers = itertools.count()
 
     @property
@@ -57,6 +61,9 @@ class TensorDriver:
         tokens: list[int] = []
         try:
             async with asyncio.timeout(REQUEST_S):
+                if carrier_named(strategy) in NEED_ARENA:
+                    arrived, frames = await self._rooms.put(arrived, frames)
+                self._rooms.dispatch(arrived, self._config.tp)
                 async for word in self._link.submit(arrived, frames):
                     if word.finish == "abort":
                         heard.error = "aborted"
@@ -68,6 +75,8 @@ class TensorDriver:
             self._link.forget(heard.name)
         except CoatcheckError as error:
             heard.error = str(error).replace(heard.name, "...")
+        finally:
+            self._rooms.arena.end(heard.name)
         heard.said = " ".join(map(str, tokens))
         return heard
 
@@ -75,7 +84,8 @@ class TensorDriver:
         await self._link.start()
         # Waiting in a closed loop is no failure here, however long the queue of a slow strategy gets.
         ranks = RankConfig(ready_timeout_s=REQUEST_S, trace=str(self._trace))
-        settings = RankSettings(self._config.engine, ranks, self._link.to_entry, self._link.from_entry)
+        arena = self._rooms.arena.address
+        settings = RankSettings(self._config.engine, ranks, self._link.to_entry, self._link.from_entry, arena)
         self._ranks = RankProcesses(settings, self._config.tp)
         self._watch = asyncio.create_task(self._watch_ranks())
         try:
@@ -107,3 +117,4 @@ class TensorDriver:
         self._watch.cancel()
         self._ranks.kill()
         await self._link.close()
+        self._rooms.arena.close()

@@ -17,6 +17,7 @@ from coatcheck.bench.config import BenchConfig
 from coatcheck.engine.checkpoint import read_config
 from coatcheck.errors import ConfigError
 from coatcheck.messages import Arrived, Item, Sampling, Tensor
+from coatcheck.wire import Buffer
 
 SHIFT = 4096  # bytes by which one request's payload lies after its predecessor's
 QUESTION = "Describe the image."
@@ -72,12 +73,12 @@ class TensorWorkload:
             ids.append(self._model["vision_end_token_id"])
         return tuple(ids), tuple(items)
 
-    def request(self, index: int, name: str, strategy: str, verify: bool) -> tuple[Arrived, list[memoryview]]:
+    def request(self, index: int, name: str, strategy: str, verify: bool) -> tuple[Arrived, list[Buffer]]:
         """Request ``index`` of the workload."""
         ids, items = self.prompt
         first = index % self._model["vision_start_token_id"]
         start, size = index * SHIFT, self.image.nbytes
-        frames = [self._pixels[start + at * size : start + (at + 1) * size] for at in range(len(items))]
+        frames: list[Buffer] = [self._pixels[start + at * size : start + (at + 1) * size] for at in range(len(items))]
         return Arrived(name, strategy, (first, *ids[1:]), items, Sampling(self._config.output_tokens), verify), frames
 
 

@@ -16,11 +16,12 @@ from coatcheck.frontend.admin import add_admin_routes
 from coatcheck.frontend.capacity import Capacity
 from coatcheck.frontend.chat import Chat
 from coatcheck.frontend.choice import StrategyChoice
-from coatcheck.frontend.collectors import CpuSeconds, RankSnapshots
+from coatcheck.frontend.collectors import CpuSeconds, RankSnapshots, RoomMetrics
 from coatcheck.frontend.config import FrontendConfig
 from coatcheck.frontend.link import RankLink
 from coatcheck.frontend.metrics import CONTENT_TYPE, Metrics
 from coatcheck.frontend.responses import failure, http_failure, model_card
+from coatcheck.frontend.rooms import Rooms
 from coatcheck.frontend.workers import WorkerPool
 
 
@@ -28,8 +29,10 @@ class NotReady(Overloaded):
     """No request is taken at present: the server starts or drains."""
 
 
-def create_app(config: FrontendConfig, pool: WorkerPool, link: RankLink, admin_token: str | None = None) -> FastAPI:
-    """The ASGI application. Without ``admin_token`` it has no /admin routes.
+def create_app(
+    config: FrontendConfig, pool: WorkerPool, link: RankLink, admin_token: str | None = None, rooms: Rooms | None = None
+) -> FastAPI:
+    """The ASGI application. Without ``admin_token`` it has no /admin routes, without ``rooms`` no handles.
 
     ``app.state.draining = True`` turns new requests away; ``app.state.capacity`` counts those inside. Raises
     ConfigError if the model directory has no tokenizer that can be served, or the strategy is unknown.
@@ -41,6 +44,8 @@ def create_app(config: FrontendConfig, pool: WorkerPool, link: RankLink, admin_t
     app.state.metrics = metrics = Metrics(capacity, pool.statistics, link.statistics)
     metrics.registry.register(RankSnapshots(link.snapshots))
     metrics.registry.register(CpuSeconds(lambda: _pids(pool, link)))
+    if rooms is not None:
+        metrics.registry.register(RoomMetrics(rooms))
     choice = StrategyChoice(config.strategy, config.strategy_header, lambda: link.ranks, metrics.fallbacks)
     started = int(time.time())
 
@@ -52,7 +57,7 @@ def create_app(config: FrontendConfig, pool: WorkerPool, link: RankLink, admin_t
         if link.ranks is None or not pool.is_ready:
             raise NotReady("The server is starting")
 
-    chat = Chat(config, pool, link, capacity, metrics, choice, check_ready)
+    chat = Chat(config, pool, link, capacity, metrics, choice, rooms, check_ready)
     app.router.routes.append(Route("/v1/chat/completions", chat, methods=["POST"]))
     _add_status_routes(app, metrics, check_ready)
     if admin_token is not None:

@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing, nullcontext, suppress
 
 from starlette.types import Receive, Scope, Send
 
@@ -22,8 +22,10 @@ from coatcheck.frontend.generation import Piece
 from coatcheck.frontend.link import RankLink
 from coatcheck.frontend.metrics import Metrics
 from coatcheck.frontend.responses import Completion, failure
+from coatcheck.frontend.rooms import Rooms
 from coatcheck.frontend.workers import WorkerPool
 from coatcheck.messages import Arrived, Processed
+from coatcheck.strategies.table import NEED_ARENA, carrier_named
 
 log = logging.getLogger("coatcheck.frontend")
 
@@ -41,15 +43,20 @@ class Chat:
         capacity: Capacity,
         metrics: Metrics,
         choice: StrategyChoice,
+        rooms: Rooms | None,
         check_ready: Callable[[], None],
     ) -> None:
-        """``check_ready`` raises what a new request is to be answered with while none is taken."""
+        """``rooms``: None if there is no arena.
+
+        ``check_ready`` raises what a new request is to be answered with while none is taken.
+        """
         self._config = config
         self._pool = pool
         self._link = link
         self._capacity = capacity
         self._metrics = metrics
         self._choice = choice
+        self._rooms = rooms
         self._check_ready = check_ready
         self._vocabulary = Vocabulary(config.model_dir)
 
@@ -92,24 +99,29 @@ class Chat:
         self, scope: Scope, receive: Receive, reply: Reply, place: Place, strategy: str, started: float
     ) -> None:
         body = await read_body(scope, receive, self._config.max_body_bytes, place)
+        request = secrets.token_hex(16)
         async with until_client_leaves(receive):
-            processed, frames = await self._pool.process(body)
-            del body
-            place.hold(sum(map(len, frames)))
-            request = secrets.token_hex(16)
-            stream = self._ask(request, strategy, processed, frames)
-            del frames  # the link holds them, until they are sent
-            completion = Completion(request, self._config.model_name, len(processed.ids))
-            async with aclosing(stream):
-                # The status waits for the first token, so that a rejection is an error status in a stream too.
-                first = await anext(stream)
-                place.hold(0)
-                self._metrics.first_token.labels(strategy).observe(time.monotonic() - started)
-                self._metrics.prompt_tokens.inc(len(processed.ids))
-                if processed.stream:
-                    await self._stream(reply, completion, first, stream, processed.include_usage)
-                else:
-                    await self._whole(reply, completion, first, stream)
+            with self._rooms.held(request) if self._rooms is not None else nullcontext():
+                processed, frames = await self._pool.process(body, self._holder(request, strategy))
+                del body
+                place.hold(sum(map(len, frames)))
+                stream = self._ask(request, strategy, processed, frames)
+                del frames  # the link holds them, until they are sent
+                completion = Completion(request, self._config.model_name, len(processed.ids))
+                async with aclosing(stream):
+                    # The status waits for the first token, so that a rejection is an error status in a stream too.
+                    first = await anext(stream)
+                    place.hold(0)
+                    self._metrics.first_token.labels(strategy).observe(time.monotonic() - started)
+                    self._metrics.prompt_tokens.inc(len(processed.ids))
+                    if processed.stream:
+                        await self._stream(reply, completion, first, stream, processed.include_usage)
+                    else:
+                        await self._whole(reply, completion, first, stream)
+
+    def _holder(self, request: str, strategy: str) -> str:
+        """Who leases the payloads' blocks; "" if they do not go into the arena."""
+        return request if self._rooms is not None and carrier_named(strategy) in NEED_ARENA else ""
 
     def _ask(
         self, request: str, strategy: str, processed: Processed, frames: list[memoryview]
@@ -129,6 +141,8 @@ class Chat:
             sampling=processed.sampling,
             verify=self._config.verify,
         )
+        if self._rooms is not None and there is not None:
+            self._rooms.dispatch(arrived, there.ranks)
         answer = self._link.submit(arrived, frames)
         gap = self._metrics.inter_token.labels(strategy).observe
         return generation.pieces(answer, self._vocabulary, processed.stop, gap)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import Metric, ProcessCollector
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from coatcheck.frontend.rooms import Rooms
 from coatcheck.messages import Snapshot
 
 
@@ -26,6 +27,37 @@ class RankSnapshots(Collector):
                 for sample in family.samples:
                     metric.add_sample(sample.name, {"rank": str(snapshot.rank), **dict(sample.labels)}, sample.value)
         return metrics.values()
+
+
+class RoomMetrics(Collector):
+    """The arena and the line in front of it."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+
+    def collect(self) -> Iterable[Metric]:
+        """Gauges and counters from one snapshot."""
+        rooms = self._rooms.statistics()
+        arena = rooms.arena
+        by_state = GaugeMetricFamily("coatcheck_arena_bytes", "Bytes of the arena by state", labels=["state"])
+        for state in ("reserved", "in_use", "quarantined", "cached", "free"):
+            by_state.add_metric([state], getattr(arena, state))
+        yield by_state
+        gauges = {
+            "high_water_bytes": (arena.high_water, "Most bytes reserved, in use or quarantined at once"),
+            "fragmentation": (arena.fragmentation, "Share of the free bytes outside the largest free range"),
+            "waiting": (rooms.waiting, "Requests that wait for room"),
+        }
+        for name, (value, text) in gauges.items():
+            yield GaugeMetricFamily(f"coatcheck_arena_{name}", text, value=value)
+        counters = {
+            "reservations": (arena.reservations, "Blocks reserved"),
+            "waits": (rooms.waited, "Requests that had to wait for room"),
+            "turned_away": (rooms.turned_away, "Requests that waited for room in vain"),
+            "hits": (arena.hits, "Payloads whose content was there already"),
+        }
+        for name, (count, text) in counters.items():
+            yield CounterMetricFamily(f"coatcheck_arena_{name}", text, value=count)
 
 
 class CpuSeconds(Collector):

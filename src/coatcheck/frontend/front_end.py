@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+from coatcheck.arena import Arena
 from coatcheck.frontend.app import create_app
 from coatcheck.frontend.config import FrontendConfig
 from coatcheck.frontend.link import RankLink
 from coatcheck.frontend.model_files import context_length
+from coatcheck.frontend.rooms import Rooms
 from coatcheck.frontend.workers import WorkerPool
 from coatcheck.messages import RanksReady
 
@@ -33,9 +35,17 @@ class FrontEnd:
         """
         self.config = config
         self.context = context_length(config.model_dir, config.context)
-        self.pool = WorkerPool(config)
-        self.link = RankLink(queue=config.max_waiting, to_entry=to_entry, from_entry=from_entry)
-        self.app = create_app(config, self.pool, self.link, admin_token)
+        self.arena = Arena(config.arena_bytes) if config.arena_bytes else None
+        rooms = Rooms(self.arena, config.arena_wait_s) if self.arena is not None else None
+        self.pool = WorkerPool(config, rooms=rooms)
+        self.link = RankLink(
+            queue=config.max_waiting, to_entry=to_entry, from_entry=from_entry, on_returned=self._returned
+        )
+        self.app = create_app(config, self.pool, self.link, admin_token, rooms)
+
+    def _returned(self, request: str, rank: int) -> None:
+        if self.arena is not None:
+            self.arena.acknowledge(request, rank)
 
     async def start(self) -> None:
         """Binds the link (``link.to_entry`` and ``link.from_entry`` are valid then) and begins to start workers."""
@@ -72,6 +82,8 @@ class FrontEnd:
         self.drain()
         await self.link.close()
         await self.pool.close()
+        if self.arena is not None:
+            self.arena.close()
 
     async def __aenter__(self) -> FrontEnd:
         await self.start()

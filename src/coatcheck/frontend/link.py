@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import zmq
@@ -19,6 +19,7 @@ from coatcheck.messages import (
     FromRanks,
     RanksReady,
     Rejected,
+    Returned,
     Snapshot,
     Stop,
     ToEntry,
@@ -84,10 +85,19 @@ class RankLink:
     rank connects. Ranks that something else starts need addresses known beforehand, such as ``tcp://127.0.0.1:5555``.
     """
 
-    def __init__(self, *, queue: int = 256, to_entry: str | None = None, from_entry: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        queue: int = 256,
+        to_entry: str | None = None,
+        from_entry: str | None = None,
+        on_returned: Callable[[str, int], None] = lambda request, rank: None,
+    ) -> None:
+        """``on_returned(request, rank)``: the rank will not read the request's blocks any more, or never came to."""
         self.to_entry = to_entry or ""  # filled in by start()
         self.from_entry = from_entry or ""
         self._queue = queue
+        self._on_returned = on_returned
         self._answers: dict[str, Answer] = {}
         self._outbox: deque[tuple[ToEntry, Sequence[wire.Buffer]]] = deque()
         self._more = asyncio.Event()
@@ -148,11 +158,13 @@ class RankLink:
     def submit(self, arrived: Arrived, frames: Sequence[wire.Buffer]) -> Answer:
         """Hands a request on; entry sees requests in the order of these calls. The caller must not change ``frames``.
 
-        Raises Overloaded if too many messages wait for the entry rank, RankLost if a rank is lost.
+        Raises Overloaded if too many messages wait for the entry rank, RankLost if a rank is lost. What goes no
+        further is given back for every rank.
         """
         if self._lost is not None:
             raise RankLost(self._lost)
         if len(self._outbox) >= self._queue:
+            self._give_back(arrived.request)
             raise Overloaded("The ranks take requests more slowly than they come")
         if arrived.request in self._answers:
             raise ValueError(f"request {arrived.request} is under way already")
@@ -167,8 +179,14 @@ class RankLink:
         for at, (record, _) in enumerate(self._outbox):
             if isinstance(record, Arrived) and record.request == request:
                 del self._outbox[at]
+                self._give_back(request)
                 return
         self._post(Abort(request=request))
+
+    def _give_back(self, request: str) -> None:
+        """No rank has heard of the request."""
+        for rank in range(self._ranks.ranks if self._ranks is not None else 0):
+            self._on_returned(request, rank)
 
     def stop(self) -> None:
         """Tells the entry rank to end what is left and to leave its step loop."""
@@ -260,6 +278,8 @@ class RankLink:
     def _hear(self, record: FromRanks) -> None:
         if isinstance(record, Snapshot):
             self._snapshots[record.rank] = record
+        elif isinstance(record, Returned):
+            self._on_returned(record.request, record.rank)
         elif isinstance(record, RanksReady):
             self._ranks = record
             for name, reason in record.unavailable:

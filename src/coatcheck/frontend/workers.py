@@ -11,14 +11,18 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
+import msgspec
 import zmq
 import zmq.asyncio
 
 from coatcheck import process, wire
+from coatcheck.arena import Block
 from coatcheck.errors import BadRequest, Overloaded, WireError, WorkerFailed
 from coatcheck.frontend.config import FrontendConfig, to_json
-from coatcheck.messages import Failed, FromWorker, Job, Processed, Refused, WorkerReady
+from coatcheck.frontend.rooms import Rooms
+from coatcheck.messages import Failed, FromWorker, Grant, Job, Need, NoRoom, Processed, Refused, WorkerReady
 from coatcheck.private_socket import PrivateEndpoint
 
 log = logging.getLogger("coatcheck.frontend")
@@ -36,6 +40,7 @@ ENVIRONMENT = {
 }
 
 Answer = tuple[Processed, list[memoryview]]
+NO_ARENA = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,9 @@ class _Task:
     job: int
     body: wire.Buffer
     answer: asyncio.Future[Answer]
+    holder: str  # the request that leases what the worker puts into the arena; "": it does not
+    blocks: list[Block] = field(default_factory=list)  # reserved for the worker to write to
+    refusal: BadRequest | Overloaded | None = None  # why there was no room
 
 
 @dataclass(eq=False)
@@ -77,8 +85,11 @@ class _Counts:
 class WorkerPool:
     """Runs ``config.workers`` workers. Use within one event loop; ``start`` first, ``close`` last."""
 
-    def __init__(self, config: FrontendConfig, *, command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, config: FrontendConfig, *, command: Sequence[str] = COMMAND, rooms: Rooms | None = None) -> None:
+        """``rooms``: where payloads go if ``process`` is told so."""
         self._config = config
+        self._rooms = rooms
+        self._grants: set[asyncio.Task[None]] = set()
         self._command = tuple(command)
         self._workers: dict[bytes, _Worker] = {}
         self._idle: deque[_Worker] = deque()
@@ -113,18 +124,20 @@ class WorkerPool:
         """A worker has been ready, and the pool has not failed since: jobs are taken, if perhaps after a restart."""
         return self._settled.is_set() and self._failure is None and not self._closed
 
-    async def process(self, body: wire.Buffer) -> Answer:
+    async def process(self, body: wire.Buffer, holder: str = "") -> Answer:
         """One request's body through a worker; the caller must not change ``body`` afterwards.
 
-        Raises BadRequest (the client's fault), Overloaded (too many wait), WorkerFailed (the worker failed, died or
-        took longer than ``job_timeout_s``). Cancelling takes a waiting job out of the queue; one at a worker runs on
-        unheard.
+        With a ``holder`` payloads are in the arena, leased to it; the caller ends the holder in any case.
+
+        Raises BadRequest (the client's fault), Overloaded (too many wait, or the arena is full), WorkerFailed (the
+        worker failed, died or took longer than ``job_timeout_s``). Cancelling takes a waiting job out of the queue;
+        one at a worker runs on unheard.
         """
         if self._failure is not None or self._closed:
             raise WorkerFailed(self._failure or "The workers are shut down")
         if len(self._waiting) >= self._config.max_waiting:
             raise Overloaded("Too many requests wait for a worker")
-        task = _Task(next(self._counts.numbers), body, asyncio.get_running_loop().create_future())
+        task = _Task(next(self._counts.numbers), body, asyncio.get_running_loop().create_future(), holder)
         self._waiting.append(task)
         self._dispatch()
         try:
@@ -154,7 +167,7 @@ class WorkerPool:
         if self._closed or self._receiver is None:
             return
         self._closed = True
-        tasks = [self._receiver, *self._places]
+        tasks = [self._receiver, *self._places, *self._grants]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -185,12 +198,15 @@ class WorkerPool:
             worker.task = task
             why = f"took longer than {self._config.job_timeout_s:g} s"
             self._arm(worker, self._config.job_timeout_s, why)
-            message = [worker.identity, wire.encode(Job(job=task.job)), task.body]
+            message = [worker.identity, wire.encode(Job(task.job, bool(task.holder))), task.body]
             task.body = b""  # ZeroMQ holds it now
-            sent = asyncio.ensure_future(self._socket.send_multipart(message, copy=False))
-            sent.add_done_callback(lambda done, worker=worker: self._sent(done, worker))  # type: ignore[misc]
+            self._send(worker, message)
 
-    def _sent(self, done: asyncio.Future[object], worker: _Worker) -> None:
+    def _send(self, worker: _Worker, message: list[wire.Buffer]) -> None:
+        sent = asyncio.ensure_future(self._socket.send_multipart(message, copy=False))
+        sent.add_done_callback(lambda done: self._sent(done, worker))
+
+    def _sent(self, done: asyncio.Future[Any], worker: _Worker) -> None:
         if not done.cancelled() and done.exception() is not None:
             self._kill(worker, "could not be reached")
 
@@ -207,7 +223,33 @@ class WorkerPool:
             except WireError as error:
                 self._kill(worker, f"sent what we do not understand: {error}")
 
+    def _needs(self, worker: _Worker, need: Need) -> None:
+        task, rooms = worker.task, self._rooms
+        if task is None or rooms is None or need.job != task.job or not task.holder or task.blocks:
+            raise WireError("room asked for no job of its own")
+
+        async def grant() -> None:
+            try:
+                blocks = await rooms.reserve(need.sizes)
+            except (BadRequest, Overloaded) as error:
+                task.refusal = error
+                self._send(worker, [worker.identity, wire.encode(NoRoom(task.job))])
+                return
+            if worker.task is not task:  # it died meanwhile
+                rooms.cancel(blocks)
+                return
+            task.blocks = blocks
+            places = tuple((block.offset, block.nonce) for block in blocks)
+            self._send(worker, [worker.identity, wire.encode(Grant(task.job, places))])
+
+        waiting = asyncio.create_task(grant(), name="coatcheck-room")
+        self._grants.add(waiting)
+        waiting.add_done_callback(self._grants.discard)
+
     def _answered(self, worker: _Worker, record: FromWorker, frames: list[memoryview]) -> None:
+        if isinstance(record, Need):
+            self._needs(worker, record)
+            return
         task, worker.task = worker.task, None
         worker.deadline.cancel()
         if isinstance(record, WorkerReady):
@@ -219,8 +261,8 @@ class WorkerPool:
         else:
             self._counts.jobs += 1
             try:
-                answer = self._answer(record, frames)
-            except (BadRequest, WorkerFailed) as error:
+                answer = self._answer(task, record, frames)
+            except (BadRequest, Overloaded, WorkerFailed) as error:
                 if not task.answer.done():
                     task.answer.set_exception(error)
             except WireError:
@@ -229,17 +271,31 @@ class WorkerPool:
             else:
                 if not task.answer.done():
                     task.answer.set_result(answer)
+            self._let_go(task)
         self._idle.append(worker)
         self._dispatch()
 
-    @staticmethod
-    def _answer(record: Processed | Refused | Failed, frames: list[memoryview]) -> Answer:
+    def _answer(self, task: _Task, record: Processed | Refused | Failed, frames: list[memoryview]) -> Answer:
+        if task.refusal is not None:
+            raise task.refusal
         if isinstance(record, Refused):
             raise BadRequest(record.message, param=record.param, code=record.code, status=record.status)
         if isinstance(record, Failed):
             raise WorkerFailed(record.message)
         wire.check_frames(record.items, frames)
+        if task.blocks and not task.answer.done():
+            assert self._rooms is not None
+            items = self._rooms.check_in(task.holder, record.items, task.blocks)
+            task.blocks = []
+            record = msgspec.structs.replace(record, items=items)
         return record, frames
+
+    def _let_go(self, task: _Task) -> None:
+        """Blocks that the worker got and that came to nothing. Only once it cannot write to them any more."""
+        if task.blocks:
+            assert self._rooms is not None
+            self._rooms.cancel(task.blocks)
+            task.blocks = []
 
     # ------------------------------------------------------------------- processes
 
@@ -270,7 +326,8 @@ class WorkerPool:
 
     async def _spawn(self, place: int, life: int) -> _Worker:
         identity = f"{place}.{life}"
-        arguments = (self._endpoint.address, identity, to_json(self._config))
+        arena = self._rooms.arena.address.to_json() if self._rooms is not None else NO_ARENA
+        arguments = (self._endpoint.address, identity, to_json(self._config), arena)
         environment = {**os.environ, **ENVIRONMENT, process.PARENT: str(os.getpid())}
         child = await asyncio.create_subprocess_exec(
             *self._command, *arguments, stdin=asyncio.subprocess.PIPE, env=environment
@@ -297,6 +354,8 @@ class WorkerPool:
         self._workers.pop(worker.identity, None)
         with suppress(ValueError):
             self._idle.remove(worker)
+        if worker.task is not None:
+            self._let_go(worker.task)
         if worker.task is not None and not worker.task.answer.done():
             reason = f"The worker at this request {worker.why or 'died'}; sending it again is safe"
             worker.task.answer.set_exception(WorkerFailed(reason))

@@ -110,7 +110,8 @@ class _Launcher:
 
     def _start_ranks(self) -> None:
         link = self._front_end.link
-        settings = RankSettings(self._config.engine, self._config.ranks, link.to_entry, link.from_entry)
+        arena = self._front_end.arena.address if self._front_end.arena is not None else None
+        settings = RankSettings(self._config.engine, self._config.ranks, link.to_entry, link.from_entry, arena)
         if self._config.external_ranks:
             command = f"torchrun --standalone --nproc-per-node {self._config.tp} --no-python coatcheck rank"
             self._console.print(f"start the ranks with\n  {command} {shlex.quote(settings.encode())}", markup=False)

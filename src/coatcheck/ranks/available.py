@@ -10,7 +10,7 @@ import torch.distributed as dist
 from coatcheck.errors import CoatcheckError, MaterializeError
 from coatcheck.ranks.group import collective
 from coatcheck.strategies.base import Strategy
-from coatcheck.strategies.table import FALLBACK, STRATEGIES, canonical, strategy_named
+from coatcheck.strategies.table import FALLBACK, NEED_ARENA, STRATEGIES, canonical, carrier_named, strategy_named
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,19 @@ class Available:
         return self.strategies[found]
 
 
-def agree(ranks: int, group: dist.ProcessGroup) -> Available:
+def agree(ranks: int, group: dist.ProcessGroup, no_arena: str) -> Available:
     """Constructs every strategy here, and hears what failed on the other ranks. A collective.
+
+    ``no_arena``: why this rank has no arena, so that carriers that need one cannot start; empty if it has.
 
     Raises CoatcheckError on every rank if the fallback cannot start on one: the group cannot serve.
     """
     made: dict[str, Strategy] = {}
     failed: dict[str, str] = {}
     for name in STRATEGIES:
+        if no_arena and carrier_named(name) in NEED_ARENA:
+            failed[name] = no_arena
+            continue
         try:
             made[name] = strategy_named(name)  # imported now, not by the first request
         except Exception as error:  # whatever a carrier needs and lacks here

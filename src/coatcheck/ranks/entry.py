@@ -24,6 +24,7 @@ from coatcheck.messages import (
     Ready,
     Rejected,
     Report,
+    Returned,
     Stop,
     ToEntry,
     Tokens,
@@ -32,7 +33,7 @@ from coatcheck.ranks.plans import PlanChannel
 from coatcheck.ranks.recorder import Recorder
 from coatcheck.ranks.stopwatch import Stopwatch
 from coatcheck.ranks.verify import Digests
-from coatcheck.wire import Buffer, Decoder, check_frames, send, split
+from coatcheck.wire import Buffer, Decoder, check_frames, send, split, tensors
 
 log = logging.getLogger(__name__)
 
@@ -185,19 +186,30 @@ class EntryRole:
             check_frames(arrived.items, frames)
         except WireError as error:
             self._tell(Rejected(arrived.request, str(error), None))
+            self._never_went_out(arrived)
             return False
         if need > self._regions.size:
             reason = f"the request needs {need} KV tokens (prompt and max_tokens), there are {self._regions.size}"
             self._tell(Rejected(arrived.request, reason, None))
+            self._never_went_out(arrived)
             return False
         self._incoming[arrived.request] = arrived, frames
         return True
 
     def _abort(self, request: str) -> None:
-        if self._incoming.pop(request, None) is None and not self._ledger.abort(request):
+        incoming = self._incoming.pop(request, None)
+        if incoming is not None:
+            self._never_went_out(incoming[0])
+        elif not self._ledger.abort(request):
             return
         self._tell(Tokens(request, (), "abort"))
         self._end(request)
+
+    def _never_went_out(self, arrived: Arrived) -> None:
+        """No plan carried the request, so no rank has read or will read its blocks: all give them back at once."""
+        if len(tensors(arrived.items)) < len(arrived.items):
+            for rank in range(self._ledger.ranks):
+                self._tell(Returned(arrived.request, rank))
 
     # ------------------------------------------------------------------ deciding
 
@@ -251,7 +263,7 @@ class EntryRole:
         self._arrived.pop(request, None)
         self._ended.append(request)
 
-    def _tell(self, event: FromEntry) -> None:
+    def _tell(self, event: FromEntry | Returned) -> None:
         try:
             send(self._sockets.events, event)
         except zmq.Again:

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from coatcheck.admission import Parked
+from coatcheck.arena import ArenaReader
 from coatcheck.engine.runner import Outcome, Runner
-from coatcheck.errors import MaterializeError, RankLost, RanksDisagree, UnknownStrategy
-from coatcheck.messages import Admit, Arrived, Plan, Ready, Report, Sampling
+from coatcheck.errors import ArenaError, MaterializeError, RankLost, RanksDisagree, UnknownStrategy
+from coatcheck.messages import Admit, Arrived, Handle, Plan, Ready, Report, Returned, Sampling
 from coatcheck.ranks.available import Available
 from coatcheck.ranks.lane import Job, Lane
 from coatcheck.ranks.recorder import Recorder
@@ -25,7 +26,7 @@ from coatcheck.ranks.stopwatch import Spent, Stopwatch
 from coatcheck.strategies.base import Exchange, Materializer, Strategy
 from coatcheck.strategies.inputs import MultimodalInputs
 from coatcheck.strategies.timing import Timing
-from coatcheck.wire import Buffer
+from coatcheck.wire import Buffer, tensors
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,8 @@ class Delivery:
     """What one thread delivers with: its own process group and its own way to report."""
 
     exchange: Exchange
-    report: Callable[[Report], None]
+    report: Callable[[Report], None]  # to the entry rank
+    give_back: Callable[[Returned], None]  # to the front end
 
 
 class _Ready(NamedTuple):
@@ -73,6 +75,7 @@ class Rank:
         inline: Delivery,
         background: Delivery,
         available: Available,
+        reader: ArenaReader | None,
         materialize: Materializer,
         runner: Runner,
         recorder: Recorder,
@@ -87,6 +90,8 @@ class Rank:
         self._lane = Lane(rank)
         recorder.gauge("lane_depth", "Requests in the lane", lambda: self._lane.depth)
         self._available = available
+        self._reader = reader
+        self._held: dict[str, tuple[list[Handle], Timing]] = {}  # what is still to be given back, by request
         self._parked: Parked[_Ready] = Parked(rank)
 
     def run(self) -> bool:
@@ -106,13 +111,14 @@ class Rank:
     def _execute(self, plan: Plan, frames: Sequence[Buffer]) -> None:
         first = 0
         for arrived in plan.arrivals:
-            last = first + len(arrived.items)
+            last = first + len(tensors(arrived.items))
             self._arrive(arrived, frames[first:last])
             first = last
         for request in plan.ended:
             self._parked.drop(request)
             self._runner.release(request)
             self._recorder.ended(request)
+            self._give_back(request)
         for admit in plan.admits:
             self._admit(admit)
         if plan.work:
@@ -121,11 +127,16 @@ class Rank:
     def _arrive(self, arrived: Arrived, frames: Sequence[Buffer]) -> None:
         """Materializes here, or has the lane do it."""
         self._parked.expect(arrived.request)
+        handles = [item.pixels for item in arrived.items if isinstance(item.pixels, Handle)]
+        if handles:
+            self._held[arrived.request] = handles, Timing.INLINE
         try:
             strategy = self._available.named(arrived.strategy)
         except (UnknownStrategy, MaterializeError) as error:  # on every rank alike
             self._inline.report(Ready(arrived.request, self._rank, str(error)))
             return
+        if handles:
+            self._held[arrived.request] = handles, strategy.timing
         if strategy.timing is Timing.INLINE:
             self._deliver(arrived, frames, strategy, self._inline)
             return
@@ -177,6 +188,26 @@ class Rank:
         if not self._parked.expected(arrived.request):
             raise MaterializeError("the request ended before its turn")
         return self._materialize(arrived, frames)
+
+    def _give_back(self, request: str) -> None:
+        """The request has ended. Once the lane cannot be reading either, this rank never reads its blocks again."""
+        handles, timing = self._held.pop(request, ([], Timing.INLINE))
+        if not handles:
+            return
+
+        def give_back(delivery: Delivery) -> None:
+            assert self._reader is not None
+            for handle in handles:
+                try:
+                    self._reader.check(handle)
+                except ArenaError as error:  # if the request was not rejected for it at first, a defect of the owner
+                    log.error("rank %d: request %s has ended with a bad handle: %s", self._rank, request, error)
+            delivery.give_back(Returned(request, self._rank))
+
+        if timing is Timing.INLINE:
+            give_back(self._inline)
+        else:  # behind the request's own job, which runs, has run or is skipped
+            self._lane.submit(Job(request, False, lambda: True, lambda: give_back(self._background)))
 
     def _admit(self, admit: Admit) -> None:
         watch = Stopwatch()

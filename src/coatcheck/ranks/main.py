@@ -13,6 +13,7 @@ import torch.distributed as dist
 import zmq
 
 from coatcheck.admission import Ledger
+from coatcheck.arena import ArenaAddress, ArenaReader
 from coatcheck.engine.attention import KVPool
 from coatcheck.engine.checkpoint import check_divides, read_config
 from coatcheck.engine.config import EngineConfig
@@ -40,6 +41,7 @@ from coatcheck.ranks.trace import Trace
 from coatcheck.ranks.verify import VerifyingRunner
 from coatcheck.strategies.base import Exchange, Materializer
 from coatcheck.strategies.materialize import Materialize
+from coatcheck.strategies.materialize import no_arena as no_arena_here
 from coatcheck.wire import send
 
 log = logging.getLogger(__name__)
@@ -76,7 +78,8 @@ def _serve(
     context: zmq.Context[zmq.Socket[bytes]],
     around: Callable[[Materializer, int], Materializer] | None,
 ) -> bool:
-    available = agree(group.size, group.control)
+    reader, no_arena = _attach(settings.arena)
+    available = agree(group.size, group.control, no_arena)
     engine = settings.engine
     dtype: torch.dtype | str = getattr(torch, engine.dtype) if engine.dtype != "auto" else engine.dtype
     if engine.dtype == "auto" and device.type == "cpu":
@@ -88,6 +91,7 @@ def _serve(
         placeholder=model.config.image_token_id,
         merge=vision.spatial_merge_size,
         width=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+        view=reader.view if reader is not None else no_arena_here,
     )
     if around is not None:
         materialize = around(materialize, group.rank)
@@ -116,15 +120,18 @@ def _serve(
         )
     else:
         runner = ModelRunner(model, _pool(engine, group, model), device, samples=group.rank == 0, failed=failed)
-    metrics = context.socket(zmq.PUSH)
-    metrics.connect(settings.events)
+    # To the front end; sockets belong to one thread each.
+    metrics, returns, lane_returns = (_push(context, settings.events) for _ in range(3))
     telemetry = Telemetry(group.rank, recorder.registry, metrics)
     rank = Rank(
         rank=group.rank,
         role=role,
-        inline=Delivery(inline, role.report),
-        background=Delivery(background, lambda report: send(lane_reports, report)),
+        inline=Delivery(inline, role.report, lambda returned: send(returns, returned)),
+        background=Delivery(
+            background, lambda report: send(lane_reports, report), lambda returned: send(lane_returns, returned)
+        ),
         available=available,
+        reader=reader,
         materialize=materialize,
         runner=VerifyingRunner(runner, group.rank, role.report),
         recorder=recorder,
@@ -181,10 +188,24 @@ def _follower(group: Group, context: zmq.Context[zmq.Socket[bytes]], channel: Pl
 
 def _reports(group: Group, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
     """A way for one thread of this rank to report to the entry rank."""
-    reports = context.socket(zmq.PUSH)
-    reports.set_hwm(0)
-    reports.connect(group.store.get("reports").decode())
-    return reports
+    return _push(context, group.store.get("reports").decode())
+
+
+def _push(context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:
+    socket = context.socket(zmq.PUSH)
+    socket.set_hwm(0)  # bounded by the requests under way
+    socket.connect(address)
+    return socket
+
+
+def _attach(address: ArenaAddress | None) -> tuple[ArenaReader | None, str]:
+    """The arena, or why there is none."""
+    if address is None:
+        return None, "the server has no arena"
+    try:
+        return ArenaReader(address), ""
+    except ConfigError as error:
+        return None, str(error)
 
 
 def _pool(engine: EngineConfig, group: Group, model: Any) -> KVPool:

@@ -14,7 +14,7 @@ import torch
 
 from coatcheck.messages import Arrived, Plan
 from coatcheck.ranks.stopwatch import Spent, Stopwatch
-from coatcheck.wire import Buffer, Decoder, encode, nbytes
+from coatcheck.wire import Buffer, Decoder, encode, nbytes, tensors
 
 HEAD = 16_384  # bytes of the fixed block; gloo takes as long for 256 (docs/decisions/plan-broadcast.md)
 ALIGN = 64  # payloads start at multiples of this in the second buffer, as vector loads like it
@@ -88,8 +88,8 @@ class PlanChannel:
         frames: list[Buffer] = []
         start = _aligned(rest)
         for arrived in plan.arrivals:
-            for item in arrived.items:
-                size = nbytes(item.pixels)
+            for tensor in tensors(arrived.items):
+                size = nbytes(tensor)
                 frames.append(view[start : start + size])
                 start += _aligned(size)
         self._observe(plan.arrivals, watch.stop())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from coatcheck.arena import ArenaAddress
 from coatcheck.engine.config import EngineConfig
 from coatcheck.ranks.config import RankConfig
 
@@ -17,6 +18,7 @@ class RankSettings(msgspec.Struct, frozen=True):
     ranks: RankConfig
     requests: str  # ZMQ address of the front end's PUSH socket
     events: str  # ZMQ address of the front end's PULL socket
+    arena: ArenaAddress | None = None  # None: strategies that need one are unavailable
 
     def encode(self) -> str:
         """As JSON, for a command line."""

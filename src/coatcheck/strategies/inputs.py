@@ -18,7 +18,7 @@ class MultimodalItem:
     grid: tuple[int, int, int]  # (t, h, w) in patches
     start: int  # index in the prompt of its first placeholder token
     count: int  # placeholder tokens
-    hash: int  # first 8 bytes of sha256 over the pixels
+    hash: int  # first 8 bytes of the item's digest
     pad_value: int  # stands for the item's tokens wherever prompts are compared; never a token id
 
 

@@ -1,27 +1,33 @@
 """Materializing: what arrived -> :class:`MultimodalInputs`. What SGLang's ``MultimodalInputs.from_dict`` does.
 
-Invalid items are dropped, each item gets its content hash (sha256 over the pixels: the cost that is being compared)
-and its pad value, multimodal positions are computed, and tensors are made ready for the model. No pixel is copied:
-the tensors view the frames they came in.
+Invalid items are dropped, each item gets its pad value from its digest, multimodal positions are computed, and
+tensors are made ready for the model. No pixel is copied: the tensors view the frames they came in, or the arena.
+
+What came as a frame is hashed (sha256 over the pixels) as SGLang hashes it, since that is part of what is compared;
+identity is the item's digest under every carrier.
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from coatcheck.errors import MaterializeError, WireError
-from coatcheck.messages import Arrived, Item
+from coatcheck.messages import Arrived, Handle, Item
 from coatcheck.strategies.inputs import MultimodalInputs, MultimodalItem
 from coatcheck.wire import Buffer, check_frames
 
 PAD_SHIFT = 1_000_000  # pad values start above every vocabulary; SGLang 0.5.23: MM_PAD_SHIFT_VALUE
 PAD_RANGE = 1 << 30  # and keep this many distinct values; SGLang 0.5.23: hash % (1 << 30)
+
+
+View = Callable[[Handle], Buffer]
+"""What a handle stands for, read-only, valid within the lease. Raises HandleInvalid or HandleStale."""
 
 
 class Positions(Protocol):
@@ -34,14 +40,19 @@ class Positions(Protocol):
         ...
 
 
-def view(item: Item, frames: Sequence[Buffer]) -> torch.Tensor:
-    """The item's pixels as a tensor over its frame, without a copy. Valid as long as the tensor is referenced."""
+def no_arena(handle: Handle) -> Buffer:
+    """A :data:`View` for ranks without an arena."""
+    raise MaterializeError("a handle came, but this rank has no arena")
+
+
+def tensor_over(payload: Buffer, shape: Sequence[int]) -> torch.Tensor:
+    """float32 pixels over the payload, without a copy. Valid as long as the payload is."""
     with warnings.catch_warnings():
         # torch warns that writing through a tensor over read-only memory is undefined. Nobody writes: pixels are
         # read-only by contract (MultimodalItem), and a model that needs to write clones.
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        flat = torch.frombuffer(frames[item.pixels.frame], dtype=torch.float32)
-    return flat.view(item.pixels.shape)
+        flat = torch.frombuffer(payload, dtype=torch.float32)
+    return flat.view(tuple(shape))
 
 
 def is_valid(item: Item) -> bool:
@@ -54,13 +65,14 @@ class Materialize:
     """A :data:`~coatcheck.strategies.base.Materializer` for one model.
 
     ``placeholder`` is the token id that stands for image tokens in a prompt; ``merge`` the edge, in patches, of the
-    square that becomes one token; ``width`` the values per patch.
+    square that becomes one token; ``width`` the values per patch; ``view`` gets at what handles stand for.
     """
 
     positions: Positions
     placeholder: int
     merge: int
     width: int
+    view: View = no_arena
 
     def __call__(self, arrived: Arrived, frames: Sequence[Buffer]) -> MultimodalInputs:
         """Raises MaterializeError if items, frames and prompt do not fit together."""
@@ -97,10 +109,14 @@ class Materialize:
             raise MaterializeError(f"pixels of dtype {item.pixels.dtype} are not normalized; float32 is wanted")
         if item.pixels.shape != (t * h * w, self.width) or item.count * self.merge**2 != t * h * w:
             raise MaterializeError(f"grid {item.grid} does not fit pixels {item.pixels.shape} and {item.count} tokens")
-        digest = hashlib.sha256(frames[item.pixels.frame]).digest()
-        content = int.from_bytes(digest[:8], "big")
+        if isinstance(item.pixels, Handle):
+            payload = self.view(item.pixels)
+        else:
+            payload = frames[item.pixels.frame]
+            hashlib.sha256(payload).digest()  # SGLang's identity, here only its cost
+        content = int.from_bytes(item.digest[:8], "big")
         return MultimodalItem(
-            pixels=view(item, frames),
+            pixels=tensor_over(payload, item.pixels.shape),
             grid=item.grid,
             start=item.start,
             count=item.count,

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 CARRIERS = {  # name: module in this folder, class
     "object": ("object_carrier", "ObjectCarrier"),
     "dict": ("dict_carrier", "DictCarrier"),
+    "handle": ("handle_carrier", "HandleCarrier"),
 }
+
+NEED_ARENA = {"handle"}  # carriers
 
 STRATEGIES = {f"{carrier}-{timing.value}": (carrier, timing) for carrier in CARRIERS for timing in Timing}
 
