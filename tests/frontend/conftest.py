@@ -23,7 +23,7 @@ import coatcheck
 from coatcheck import wire
 from coatcheck.frontend.config import FrontendConfig
 from coatcheck.frontend.front_end import FrontEnd
-from coatcheck.messages import Abort, Arrived, FromEntry, RanksReady, Stop, ToEntry, Tokens
+from coatcheck.messages import Abort, Arrived, FromRanks, RanksReady, Stop, ToEntry, Tokens
 
 ANSWER = "A red circle, ½ größer – 红色 🎉."
 START_LIMIT_S = 90  # workers import torch and transformers, on shared cores
@@ -51,15 +51,15 @@ class FakeEntry:
         self.requests: list[tuple[Arrived, list[bytes]]] = []
         self.aborted: list[str] = []
         self.stopped = False
-        self.script: Callable[[Arrived], Iterable[FromEntry]] = self.say(ANSWER)
+        self.script: Callable[[Arrived], Iterable[FromRanks]] = self.say(ANSWER)
         self._thread: threading.Thread | None = None
         self._leave = threading.Event()
 
-    def say(self, text: str, *, finish: bool = True, each: int = 1) -> Callable[[Arrived], Iterable[FromEntry]]:
+    def say(self, text: str, *, finish: bool = True, each: int = 1) -> Callable[[Arrived], Iterable[FromRanks]]:
         """A script that answers with ``text``, ``each`` tokens at a time; without ``finish`` it never ends."""
         ids = self.tokenizer.encode(text).ids
 
-        def script(arrived: Arrived) -> Iterable[FromEntry]:
+        def script(arrived: Arrived) -> Iterable[FromRanks]:
             for at in range(0, len(ids), each):
                 yield Tokens(request=arrived.request, tokens=tuple(ids[at : at + each]))
             if finish:
@@ -169,6 +169,9 @@ def running(model_dir: Path) -> Iterator[RunningServer]:
         max_waiting=4,
         max_pixels=4_000_000,
         default_temperature=1.0,
+        arena_bytes=16 << 20,
+        arena_wait_s=0.5,
+        strategy_header=True,
     )
     server = RunningServer(config)
     yield server

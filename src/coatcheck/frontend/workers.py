@@ -61,6 +61,7 @@ class _Task:
     body: wire.Buffer
     answer: asyncio.Future[Answer]
     holder: str  # the request that leases what the worker puts into the arena; "": it does not
+    asked: bool = False  # for room
     blocks: list[Block] = field(default_factory=list)  # reserved for the worker to write to
     refusal: BadRequest | Overloaded | None = None  # why there was no room
 
@@ -225,8 +226,9 @@ class WorkerPool:
 
     def _needs(self, worker: _Worker, need: Need) -> None:
         task, rooms = worker.task, self._rooms
-        if task is None or rooms is None or need.job != task.job or not task.holder or task.blocks:
+        if task is None or rooms is None or need.job != task.job or not task.holder or task.asked:
             raise WireError("room asked for no job of its own")
+        task.asked = True
 
         async def grant() -> None:
             try:

@@ -1,0 +1,202 @@
+"""Payloads on their way through the arena: a worker writes in place, the ranks get handles, every block comes back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from coatcheck.arena import Arena, ArenaReader
+from coatcheck.arena.allocator import PAGE
+from coatcheck.errors import BadRequest, Overloaded, WorkerFailed
+from coatcheck.frontend.config import FrontendConfig
+from coatcheck.frontend.rooms import Rooms
+from coatcheck.frontend.workers import WorkerPool
+from coatcheck.messages import Arrived, FromRanks, Handle, Rejected, Returned
+
+from .conftest import ANSWER, RunningServer, chat_body, encoded, image_part, wait_for
+
+HEADER = "X-Coatcheck-Strategy"
+IMAGES = [encoded(Image.effect_noise((200, 120), 80).convert("RGB")), encoded(Image.new("RGB", (60, 60), "red"))]
+
+
+def ask(server: RunningServer, strategy: str, *images: bytes, **more: Any) -> httpx.Response:
+    body = chat_body(*map(image_part, images), "What is it?", **more)
+    return httpx.post(f"{server.url}/v1/chat/completions", json=body, headers={HEADER: strategy}, timeout=15)
+
+
+def statistics(server: RunningServer) -> tuple[int, int, int]:
+    arena = server.front_end.arena
+    assert arena is not None
+    found = arena.statistics()
+    return found.reserved, found.in_use, found.quarantined
+
+
+def reading(server: RunningServer, seen: list[list[bytes]], last: Callable[[Arrived], FromRanks] | None = None) -> None:
+    """The fake entry rank looks at what the handles stand for, answers, and gives the blocks back."""
+    say = server.entry.say(ANSWER)
+    arena = server.front_end.arena
+    assert arena is not None
+    reader = ArenaReader(arena.address)
+
+    def script(arrived: Arrived) -> Iterable[FromRanks]:
+        views = [reader.view(item.pixels) for item in arrived.items if isinstance(item.pixels, Handle)]
+        seen.append([bytes(view) for view in views])
+        yield from say(arrived) if last is None else [last(arrived)]
+        yield Returned(arrived.request, 0)
+
+    server.entry.script = script
+
+
+def test_ranks_see_the_same_pixels_by_handle_as_by_frame(server: RunningServer) -> None:
+    seen: list[list[bytes]] = []
+    reading(server, seen)
+    assert ask(server, "dict-inline", *IMAGES).status_code == 200
+    by_frame, frames = server.entry.requests[-1]
+    answer = ask(server, "handle-inline", *IMAGES)
+    assert answer.json()["choices"][0]["message"]["content"] == ANSWER
+    by_handle, nothing = server.entry.requests[-1]
+    assert nothing == []
+    assert seen[-1] == frames
+    assert by_handle.ids == by_frame.ids
+    assert [item.pixels.shape for item in by_handle.items] == [item.pixels.shape for item in by_frame.items]
+    wait_for(lambda: statistics(server) == (0, 0, 0))
+
+
+def test_text_needs_no_room(server: RunningServer) -> None:
+    assert ask(server, "handle-background").status_code == 200
+    assert statistics(server) == (0, 0, 0)
+
+
+def test_blocks_come_back_from_a_rejected_request(server: RunningServer) -> None:
+    seen: list[list[bytes]] = []
+    reading(server, seen, lambda arrived: Rejected(arrived.request, "no", 0))
+    assert ask(server, "handle-inline", IMAGES[0]).status_code == 500
+    wait_for(lambda: statistics(server) == (0, 0, 0))
+
+
+def test_a_full_arena_is_back_pressure(server: RunningServer) -> None:
+    arena = server.front_end.arena
+    assert arena is not None
+    filled = arena.reserve(arena.capacity - PAGE)
+    try:
+        answer = ask(server, "handle-inline", IMAGES[0])
+        assert answer.status_code == 503
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert "had no room" in answer.json()["error"]["message"]
+    finally:
+        server.loop.call_soon_threadsafe(arena.cancel, filled)
+    seen: list[list[bytes]] = []
+    reading(server, seen)
+    assert ask(server, "handle-inline", IMAGES[0]).status_code == 200, "the worker did not go on"
+    wait_for(lambda: statistics(server) == (0, 0, 0))
+
+
+def test_what_is_larger_than_the_arena_says_both_sizes(server: RunningServer) -> None:
+    arena = server.front_end.arena
+    assert arena is not None
+    answer = ask(server, "handle-inline", encoded(Image.new("RGB", (1960, 1960))))
+    assert answer.status_code == 413
+    assert f"this server's arena has {arena.capacity}" in answer.json()["error"]["message"]
+    assert str(74 * 74 * 1176 * 4) in answer.json()["error"]["message"]
+
+
+def test_metrics_tell_the_arena_s_state(server: RunningServer) -> None:
+    page = httpx.get(f"{server.url}/metrics").text
+    assert 'coatcheck_arena_bytes{state="in_use"} 0.0' in page
+    assert 'coatcheck_arena_bytes{state="free"}' in page
+    assert "coatcheck_arena_reservations_total" in page
+
+
+# A worker that asks for room, and then does what the body says.
+SCRIPT = """
+import os, sys, time, zmq
+from coatcheck import process, wire
+from coatcheck.arena import ArenaAddress, AttachedMemory
+from coatcheck.messages import *
+from coatcheck.messages import FromWorker, ToWorker
+process.die_with_parent(); process.leave_signals_to_parent()
+socket = zmq.Context().socket(zmq.DEALER)
+socket.setsockopt(zmq.IDENTITY, sys.argv[2].encode())
+socket.connect(sys.argv[1])
+memory = AttachedMemory(ArenaAddress.from_json(sys.argv[4]), writable=True)
+wire.send(socket, WorkerReady(pid=os.getpid()))
+poller = zmq.Poller()
+poller.register(socket, zmq.POLLIN)
+poller.register(0, zmq.POLLIN)
+decode = wire.Decoder[ToWorker](ToWorker)
+while 0 not in dict(poller.poll()):
+    record, body = socket.recv_multipart()
+    job = decode(record).job
+    wire.send(socket, Need(job, (5, 6)))
+    granted = decode(socket.recv())
+    if isinstance(granted, NoRoom):
+        wire.send(socket, Failed(job, "no room"))
+        continue
+    items = []
+    for (offset, nonce), size in zip(granted.places, (5, 6)):
+        memory.view[offset : offset + size] = body[:1] * size
+        items.append(Item(Handle(offset, nonce, (size,), "uint8"), (1, 1, 1), 0, 1))
+    match body:
+        case b"die": os._exit(3)
+        case b"sleep": time.sleep(60)
+        case b"refuse": wire.send(socket, Refused(job, "no", "p", "c", 422)); continue
+        case b"twice": wire.send(socket, Need(job, (5, 6))); time.sleep(60)
+        case b"elsewhere": items[0] = Item(Handle(0, 1, (5,), "uint8"), (1, 1, 1), 0, 1)
+    wire.send(socket, Processed(job, (1,), tuple(items), Sampling(1), False, False, ()))
+"""
+
+
+@asynccontextmanager
+async def pool(**options: Any) -> AsyncIterator[tuple[WorkerPool, Arena]]:
+    config = FrontendConfig(model_dir=Path("unused"), model_name="m", **{"workers": 1, **options})
+    with Arena(8 * PAGE) as arena:
+        made = WorkerPool(config, command=(sys.executable, "-c", SCRIPT), rooms=Rooms(arena, 0.2))
+        await made.start()
+        try:
+            yield made, arena
+        finally:
+            await made.close()
+
+
+@pytest.mark.anyio
+async def test_a_worker_writes_in_place_and_its_blocks_are_leased() -> None:
+    async with pool() as (made, arena):
+        record, frames = await made.process(b"write", "a")
+        assert frames == []
+        reader = ArenaReader(arena.address)
+        handles = [item.pixels for item in record.items if isinstance(item.pixels, Handle)]
+        assert [bytes(reader.view(handle)) for handle in handles] == [b"wwwww", b"wwwwww"]
+        assert arena.statistics().in_use == 2 * PAGE
+        arena.end("a")
+        assert arena.statistics().free == 8 * PAGE
+        reader.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("body", [b"die", b"twice", b"elsewhere", b"sleep", b"refuse"])
+async def test_a_worker_s_end_costs_its_request_and_no_room(body: bytes) -> None:
+    async with pool(job_timeout_s=2) as (made, arena):
+        with pytest.raises((WorkerFailed, BadRequest)):
+            await made.process(body, "a")
+        arena.end("a")
+        assert arena.statistics().free == 8 * PAGE, "the range of a worker that ended did not come back"
+        await made.process(b"write", "b")
+        assert arena.statistics().in_use == 2 * PAGE
+
+
+@pytest.mark.anyio
+async def test_no_room_in_time_is_overload_and_the_worker_lives() -> None:
+    async with pool() as (made, arena):
+        filled = arena.reserve(8 * PAGE)
+        with pytest.raises(Overloaded):
+            await made.process(b"write", "a")
+        arena.cancel(filled)
+        await made.process(b"write", "b")
+        assert made.statistics().deaths == 0
