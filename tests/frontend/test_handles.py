@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -16,6 +18,7 @@ from coatcheck.arena import Arena, ArenaReader
 from coatcheck.arena.allocator import PAGE
 from coatcheck.errors import BadRequest, Overloaded, WorkerFailed
 from coatcheck.frontend.config import FrontendConfig
+from coatcheck.frontend.processor import Processor
 from coatcheck.frontend.rooms import Rooms
 from coatcheck.frontend.workers import WorkerPool
 from coatcheck.messages import Arrived, FromRanks, Handle, Rejected, Returned
@@ -67,6 +70,42 @@ def test_ranks_see_the_same_pixels_by_handle_as_by_frame(server: RunningServer) 
     assert by_handle.ids == by_frame.ids
     assert [item.pixels.shape for item in by_handle.items] == [item.pixels.shape for item in by_frame.items]
     wait_for(lambda: statistics(server) == (0, 0, 0))
+
+
+def test_an_image_that_comes_again_is_stored_once(server: RunningServer) -> None:
+    arena = server.front_end.arena
+    assert arena is not None
+    seen: list[list[bytes]] = []
+    reading(server, seen)
+    picture = encoded(Image.effect_noise((90, 60), 50).convert("RGB"))
+    assert ask(server, "handle-inline", picture).status_code == 200
+    wait_for(lambda: statistics(server) == (0, 0, 0))
+    before = arena.statistics()
+    assert ask(server, "handle-inline", picture, picture).status_code == 200
+    wait_for(lambda: statistics(server) == (0, 0, 0))
+    after = arena.statistics()
+    assert (after.hits - before.hits, after.cached - before.cached) == (2, 0)
+    first, second = [item.pixels for item in server.entry.last.items]
+    assert first == second
+    assert seen[0][0] == seen[1][0] == seen[1][1]
+
+
+def test_identity_is_of_the_encoded_bytes_and_how_they_are_processed(model_dir: Path, tmp_path: Path) -> None:
+    def digests(directory: Path, *pictures: bytes) -> list[bytes]:
+        processor = Processor(FrontendConfig(model_dir=directory, model_name="m"))
+        body = json.dumps({**chat_body(*map(image_part, pictures)), "model": "m"}).encode()
+        return [item.digest for item in processor.process(0, body)[0].items]
+
+    one, two = digests(model_dir, *IMAGES)
+    assert len(one) == 32
+    assert one != two
+    assert digests(model_dir, IMAGES[0]) == [one]
+    other = tmp_path / "other"
+    shutil.copytree(model_dir, other)
+    settings = json.loads((other / "preprocessor_config.json").read_text())
+    settings["image_mean"] = [0.5, 0.5, 0.5]
+    (other / "preprocessor_config.json").write_text(json.dumps(settings))
+    assert digests(other, IMAGES[0]) != [one]
 
 
 def test_text_needs_no_room(server: RunningServer) -> None:

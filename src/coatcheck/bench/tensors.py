@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -40,6 +41,11 @@ class TensorDriver:
         self._numbers = itertools.count()
 
     @property
+    def arena(self) -> Arena:
+        """Where payloads are under strategies with handles."""
+        return self._rooms.arena
+
+    @property
     def payload_bytes(self) -> int:
         """See :class:`coatcheck.bench.driver.Driver`."""
         return self._workload.payload_bytes
@@ -64,15 +70,15 @@ class TensorDriver:
                 if carrier_named(strategy) in NEED_ARENA:
                     arrived, frames = await self._rooms.put(arrived, frames)
                 self._rooms.dispatch(arrived, self._config.tp)
-                async for word in self._link.submit(arrived, frames):
-                    if word.finish == "abort":
-                        heard.error = "aborted"
-                    if word.tokens:
-                        heard.times.append(time.monotonic())
-                        tokens.extend(word.tokens)
+                async with aclosing(self._link.submit(arrived, frames)) as answer:
+                    async for word in answer:
+                        if word.finish == "abort":
+                            heard.error = "aborted"
+                        if word.tokens:
+                            heard.times.append(time.monotonic())
+                            tokens.extend(word.tokens)
         except TimeoutError:
             heard.error = f"no end within {REQUEST_S:g} s"
-            self._link.forget(heard.name)
         except CoatcheckError as error:
             heard.error = str(error).replace(heard.name, "...")
         finally:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import PIL
+import transformers
+from blake3 import blake3
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -18,6 +21,12 @@ from coatcheck.frontend.remote import RemoteImages
 from coatcheck.messages import Item, Processed, Sampling, Tensor
 
 Pixels = npt.NDArray[np.float32]
+
+
+class _Image(NamedTuple):
+    pixels: Pixels
+    grid: tuple[int, int, int]
+    digest: bytes  # identity: of the encoded bytes, under a key that stands for how they are processed
 
 
 class Processor:
@@ -34,6 +43,8 @@ class Processor:
             self._images: Any = Qwen2VLImageProcessorPil.from_pretrained(str(config.model_dir), local_files_only=True)
         except Exception as error:  # as for the tokenizer
             raise ConfigError(f"--model: {config.model_dir} has no usable preprocessor_config.json: {error}") from error
+        how = f"{transformers.__version__} {PIL.__version__} {self._images.to_json_string()}"
+        self._key = blake3(how.encode()).digest()  # the same bytes, processed otherwise, are another item
 
     def process(self, job: int, body: bytes | memoryview) -> tuple[Processed, list[Pixels]]:
         """The request and, per item, its pixels: float32, contiguous, (patches, channels * temporal * patch * patch).
@@ -52,12 +63,8 @@ class Processor:
             raise too_long(
                 f"The prompt has {len(prompt)} tokens, which leaves no room for an answer: longer", self._context
             )
-        pixels, grids = [], []
-        for param, url in sources:
-            values, grid = self._image(url, param)
-            pixels.append(values)
-            grids.append(grid)
-        ids, items = self._expand(prompt, pixels, grids)
+        made = [self._image(url, param) for param, url in sources]
+        ids, items = self._expand(prompt, made)
         processed = Processed(
             job=job,
             ids=ids,
@@ -67,9 +74,9 @@ class Processor:
             include_usage=bool(chat.stream_options and chat.stream_options.include_usage),
             stop=chat.stop_strings,
         )
-        return processed, pixels
+        return processed, [image.pixels for image in made]
 
-    def _image(self, url: str, param: str) -> tuple[Pixels, tuple[int, int, int]]:
+    def _image(self, url: str, param: str) -> _Image:
         scheme = url[:6].lower()
         if scheme.startswith("data:"):
             data = images.from_data_url(url, param)
@@ -77,7 +84,8 @@ class Processor:
             data = self._remote.fetch(url, param)
         else:
             raise BadRequest("An image must be a data: URL or an http(s) URL", param=param, code="invalid_image_url")
-        return self.pixels(images.to_rgb(data, self._config.max_pixels, param))
+        pixels, grid = self.pixels(images.to_rgb(data, self._config.max_pixels, param))
+        return _Image(pixels, grid, blake3(data, key=self._key).digest())
 
     def pixels(self, image: Image.Image) -> tuple[Pixels, tuple[int, int, int]]:
         """An RGB image as patches, with its grid (t, h, w)."""
@@ -85,9 +93,7 @@ class Processor:
         t, h, w = (int(n) for n in made["image_grid_thw"][0])
         return np.ascontiguousarray(made["pixel_values"], dtype=np.float32), (t, h, w)
 
-    def _expand(
-        self, prompt: list[int], pixels: list[Pixels], grids: list[tuple[int, int, int]]
-    ) -> tuple[tuple[int, ...], tuple[Item, ...]]:
+    def _expand(self, prompt: list[int], made: list[_Image]) -> tuple[tuple[int, ...], tuple[Item, ...]]:
         """Each placeholder becomes as many as its image has embeddings."""
         ids: list[int] = []
         items: list[Item] = []
@@ -96,11 +102,12 @@ class Processor:
                 ids.append(token)
                 continue
             at = len(items)
-            t, h, w = grids[at]
+            image = made[at]
+            t, h, w = image.grid
             count = t * h * w // self._images.merge_size**2
-            rows, columns = pixels[at].shape
+            rows, columns = image.pixels.shape
             tensor = Tensor(frame=at, shape=(rows, columns), dtype="float32")
-            items.append(Item(pixels=tensor, grid=grids[at], start=len(ids), count=count))
+            items.append(Item(pixels=tensor, grid=image.grid, start=len(ids), count=count, digest=image.digest))
             ids.extend([token] * count)
         return tuple(ids), tuple(items)
 
