@@ -142,6 +142,16 @@ def test_forged_and_stale_handles_read_nothing() -> None:
         reader.close()
 
 
+def test_requests_may_end_after_the_arena_is_closed() -> None:
+    arena = Arena(1 << 20)
+    handle_of(arena, b"pixels")
+    arena.dispatch("a", [0])
+    arena.close()
+    arena.close()
+    arena.end("a")
+    arena.acknowledge("a", 0)
+
+
 def test_a_handle_is_small() -> None:
     largest = Handle(2**48, 2**64 - 1, (10**6, 3, 10**6), "float32")
     assert len(encode(largest)) <= MAX_HANDLE

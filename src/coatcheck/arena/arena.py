@@ -89,6 +89,7 @@ class Arena:
         self._high_water = 0
         self._counts = Counter[str]()
         self._freed: list[Callable[[], None]] = []
+        self._closed = False
 
     @property
     def address(self) -> ArenaAddress:
@@ -272,6 +273,8 @@ class Arena:
 
     def _release(self, block: Block) -> None:
         del self._blocks[block.offset]
+        if self._closed:  # what ends late has nothing left to free
+            return
         self._nonces[block.offset // PAGE] = 0
         if self._poison:
             self._memory.view[block.offset : block.offset + block.size] = bytes([POISON]) * block.size
@@ -283,7 +286,8 @@ class Arena:
             call()
 
     def close(self) -> None:
-        """Idempotent."""
+        """Idempotent. What requests still hold may be ended and acknowledged afterwards."""
+        self._closed = True
         self._nonces.release()
         self._memory.close()
 
