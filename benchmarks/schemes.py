@@ -42,8 +42,6 @@ def cases() -> Iterator[Case]:
                 if (size, concurrency) == ("103mb", 100):
                     continue  # 10 GB, once on each rank and once more on the entry rank: more than 24 GiB
                 rounds = "3" if size == "103mb" else "5"
-                if (size, tp, concurrency) == ("26mb", 4, 100):
-                    rounds = "2"  # the third needs more than 24 GiB: docs/analysis.md
                 requests = {"103mb": "32", "26mb": "100" if concurrency == 100 else "64"}.get(size, "200")
                 options = ("--tp", str(tp), "--concurrency", str(concurrency), "--requests", requests)
                 yield Case(f"{size}-tp{tp}-c{concurrency}", (*NULL, *image, *options, "--rounds", rounds))
