@@ -41,7 +41,7 @@ def cases() -> Iterator[Case]:
             for concurrency in (16, 100):
                 if (size, concurrency) == ("103mb", 100):
                     continue  # 10 GB, once on each rank and once more on the entry rank: more than 24 GiB
-                rounds = "3" if size == "103mb" or (size, tp, concurrency) == ("26mb", 4, 100) else "5"
+                rounds = "3" if size == "103mb" else "5"
                 requests = {"103mb": "32", "26mb": "100" if concurrency == 100 else "64"}.get(size, "200")
                 options = ("--tp", str(tp), "--concurrency", str(concurrency), "--requests", requests)
                 yield Case(f"{size}-tp{tp}-c{concurrency}", (*NULL, *image, *options, "--rounds", rounds))

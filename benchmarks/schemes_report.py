@@ -29,16 +29,24 @@ LINES = {  # by strategy: colour, marker, line
 
 def write(directory: Path) -> None:
     """Replaces the tables between the markers in docs/analysis.md, and draws both plots."""
-    reports = {path.name.removesuffix(".json.gz"): read_json(path) for path in sorted(directory.glob("*.json.gz"))}
-    text = DOCUMENT.read_text()
-    for name, made in tables(reports).items():
-        text = replaced(text, name, made)
-    DOCUMENT.write_text(text)
+    reports = read(directory)
+    DOCUMENT.write_text(with_tables(DOCUMENT.read_text(), reports))
     PLOTS.mkdir(exist_ok=True)
     grid = {name: report for name, report in reports.items() if re.fullmatch(r"\d+mb-tp\d-c\d+", name)}
     for name, figure in (("stall", stall(grid)), ("throughput", throughput(grid))):
         (PLOTS / f"{name}.svg").write_text(svg(figure, name) + "\n")
-        figure.savefig(PLOTS / f"{name}.png", dpi=100)
+
+
+def read(directory: Path) -> dict[str, Report]:
+    """Reports by case."""
+    return {path.name.removesuffix(".json.gz"): read_json(path) for path in sorted(directory.glob("*.json.gz"))}
+
+
+def with_tables(text: str, reports: dict[str, Report]) -> str:
+    """The document with its tables made anew."""
+    for name, made in tables(reports).items():
+        text = replaced(text, name, made)
+    return text
 
 
 def replaced(text: str, name: str, made: str) -> str:
@@ -142,7 +150,7 @@ def throughput(reports: dict[str, Report]) -> Figure:
 
 
 def _axes(figure: Figure, count: int) -> Sequence[Axes]:
-    made: Sequence[Axes] = figure.subplots(1, count, sharey=True, squeeze=False)[0]
+    made: Sequence[Axes] = figure.subplots(1, count, sharex=True, sharey=True, squeeze=False)[0]
     return made
 
 

@@ -39,6 +39,7 @@ ReadyTimeout = Annotated[
 ]
 Heartbeat = Annotated[float, typer.Option(help="Seconds between plans when there is nothing to do.")]
 GroupTimeout = Annotated[float, typer.Option(help="Seconds after which a rank that hangs in a step counts as lost.")]
+IntakeMib = Annotated[int, typer.Option(help="Payloads of requests not admitted yet that a rank holds at most.")]
 Trace = Annotated[str, typer.Option(help="Debug: directory for what each request cost on each rank, rankN.jsonl.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Debug: compare the inputs consumed on all ranks.")]
 
@@ -94,6 +95,7 @@ def serve(
     ready_timeout: ReadyTimeout = 30.0,
     heartbeat: Heartbeat = 10.0,
     group_timeout: GroupTimeout = 120.0,
+    intake_mib: IntakeMib = 1024,
     verify: Verify = False,
     trace: Trace = "",
     external_ranks: Annotated[
@@ -135,7 +137,13 @@ def serve(
             runner=runner,
             step_ms=step_ms,
         ),
-        ranks=RankConfig(ready_timeout, heartbeat, group_timeout, str(Path(trace).absolute()) if trace else ""),
+        ranks=RankConfig(
+            ready_timeout_s=ready_timeout,
+            heartbeat_s=heartbeat,
+            group_timeout_s=group_timeout,
+            intake_bytes=intake_mib * MEBI,
+            trace=str(Path(trace).absolute()) if trace else "",
+        ),
         tp=tp,
         external_ranks=external_ranks,
         # The command line's parser takes an empty variable for none; a token that was lost on its way is a mistake.

@@ -15,6 +15,7 @@ class RankConfig:
     heartbeat_s: float = 10.0  # a quiet entry rank sends an empty plan this often, or the process groups time out
     group_timeout_s: float = 120.0  # bound on every collective: a rank that hangs longer counts as lost
 
+    intake_bytes: int = 1 << 30  # payloads of requests not admitted yet that each rank holds (one request at least)
     trace: str = ""  # directory for traces (see coatcheck.ranks.trace); empty: none
 
     def __post_init__(self) -> None:
@@ -22,6 +23,8 @@ class RankConfig:
             if getattr(self, name) <= 0:
                 option = name.removesuffix("_s").replace("_", "-")
                 raise ConfigError(f"--{option}: {getattr(self, name)} is not a positive number of seconds")
+        if self.intake_bytes < 0:
+            raise ConfigError(f"--intake-mib: {self.intake_bytes >> 20} is less than 0")
         if self.heartbeat_s * 2 > self.group_timeout_s:
             raise ConfigError(
                 f"--heartbeat: {self.heartbeat_s:g} s is more than half of --group-timeout ({self.group_timeout_s:g} s)"

@@ -33,7 +33,7 @@ from coatcheck.ranks.plans import PlanChannel
 from coatcheck.ranks.recorder import Recorder
 from coatcheck.ranks.stopwatch import Stopwatch
 from coatcheck.ranks.verify import Digests
-from coatcheck.wire import Buffer, Decoder, check_frames, send, split, tensors
+from coatcheck.wire import Buffer, Decoder, check_frames, nbytes, send, split, tensors
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,11 @@ class EntrySockets:
     gone: zmq.Socket[bytes]
 
 
+def _payload(arrived: Arrived) -> int:
+    """Bytes of the request's payloads that each rank holds for itself; what is in the arena costs it nothing."""
+    return sum(map(nbytes, tensors(arrived.items)))
+
+
 class EntryRole:
     """A :class:`coatcheck.ranks.loop.Role`. Sleeps in a poll of its sockets while nothing can be done."""
 
@@ -70,6 +75,7 @@ class EntryRole:
         regions: Regions,
         max_running: int,
         heartbeat_s: float,
+        intake_bytes: int,
         recorder: Recorder,
     ) -> None:
         self._channel = channel
@@ -79,6 +85,7 @@ class EntryRole:
         self._regions = regions
         self._max_running = max_running
         self._heartbeat_s = heartbeat_s
+        self._intake_bytes = intake_bytes
         self._digests = Digests(ledger.ranks)
         self._recorder = recorder
         self._poller = zmq.Poller()
@@ -140,7 +147,7 @@ class EntryRole:
         deadline = self._ledger.next_deadline()
         if deadline is not None:
             wait = min(wait, deadline - now)
-        if self._schedule or self._incoming or self._ended or self._stop or self._ledger.undecided():
+        if self._schedule or self._takes_next() or self._ended or self._stop or self._ledger.undecided():
             wait = 0
         ready = dict(self._poller.poll(math.ceil(max(0.0, wait) * 1000)))
         if self._sockets.reports in ready:
@@ -230,13 +237,25 @@ class EntryRole:
         admits, self._admits = tuple(self._admits), []
         return Plan(self._step, arrivals, ended, admits, self._schedule.compose(), self._stop), frames
 
+    def _takes_next(self) -> bool:
+        """Is there a next request, and may the ranks hold it already?
+
+        They hold what has arrived until it is admitted. Without a bound a burst of large requests would fill the
+        memory of all ranks at once; what is not taken yet is held here alone, and can be aborted.
+        """
+        if not self._incoming:
+            return False
+        held = sum(map(_payload, self._arrived.values()))
+        first, _ = next(iter(self._incoming.values()))
+        return not held or held + _payload(first) <= self._intake_bytes
+
     def _take_incoming(self, now: float) -> tuple[tuple[Arrived, ...], list[Buffer]]:
         arrivals: list[Arrived] = []
         frames: list[Buffer] = []
         size = 0
         for request, (arrived, own) in list(self._incoming.items()):
-            size += sum(memoryview(frame).nbytes for frame in own)
-            if arrivals and size > PLAN_BYTES:
+            size += _payload(arrived)
+            if not self._takes_next() or (arrivals and size > PLAN_BYTES):
                 break
             del self._incoming[request]
             self._ledger.arrive(request, now)

@@ -176,6 +176,7 @@ def _entry(
         regions=Regions(settings.engine.kv_tokens),
         max_running=settings.engine.max_running,
         heartbeat_s=settings.ranks.heartbeat_s,
+        intake_bytes=settings.ranks.intake_bytes,
         recorder=recorder,
     )
 
