@@ -19,6 +19,7 @@ NEIGHBOURS = {
     "frontend": {"strategies"},  # their names only, see below
     "strategies": set(),
     "admission": set(),
+    "arena": set(),
     "engine": {"strategies"},
     "ranks": {"strategies", "admission", "engine"},
 }

@@ -11,6 +11,11 @@
     |   +-- Overloaded         back pressure: 503 with Retry-After
     |   +-- RequestRejected    the ranks rejected it: the reason, and on which rank
     |   +-- WorkerFailed       a front-end worker failed or died on it: 500, may be sent again
+    +-- ArenaError             a payload's place in shared memory
+    |   +-- ArenaFull          no room now; wait, then back pressure
+    |   +-- PayloadTooLarge    larger than the whole arena: 413, says both sizes
+    |   +-- HandleInvalid      a handle points outside the arena's payloads, or is not one of ours
+    |   +-- HandleStale        the block behind a handle has been given to another payload
     +-- MaterializeError       a rank could not turn what arrived into inputs (becomes RequestRejected)
     +-- WireError              bytes on a wire are not a record of ours
     +-- RanksDisagree          ranks hold different inputs or tokens for one request
@@ -70,6 +75,26 @@ class RequestRejected(RequestError):
 
 class WorkerFailed(RequestError):
     """A worker of the front end failed on the request, died, or took too long. Sending it again is safe."""
+
+
+class ArenaError(CoatcheckError):
+    """A payload's place in shared memory."""
+
+
+class ArenaFull(ArenaError):
+    """There is no room for the payload now."""
+
+
+class PayloadTooLarge(ArenaError):
+    """The payload is larger than the whole arena. The message says both sizes."""
+
+
+class HandleInvalid(ArenaError):
+    """The handle points outside the arena's payloads, or contradicts itself. Nothing was read."""
+
+
+class HandleStale(ArenaError):
+    """The block behind the handle belongs to another payload by now."""
 
 
 class MaterializeError(CoatcheckError):

@@ -37,6 +37,15 @@ class Tensor(Record, frozen=True):
     dtype: Literal["float32", "uint8"]
 
 
+class Handle(Record, frozen=True):
+    """A payload in the arena, at most 128 bytes encoded. Valid while its request holds a lease on the block."""
+
+    offset: int  # bytes from the start of the segment, a multiple of 4096
+    nonce: int  # random, 64 bits: equal to the block's as long as the block is this payload's
+    shape: tuple[int, ...]  # contiguous, row-major, little-endian
+    dtype: Literal["float32", "uint8"]
+
+
 class Item(Record, frozen=True):
     """One image of a request, as the worker prepared it."""
 
