@@ -81,7 +81,7 @@ def tables(reports: dict[str, Report]) -> dict[str, str]:
 
 def _order(report: Report) -> tuple[object, ...]:
     run = report.runs[0]
-    return run.input, run.step_ms, run.payload_bytes, run.tp, run.concurrency
+    return run.input == "http", run.step_ms, run.payload_bytes, run.tp, run.concurrency
 
 
 def _case(run: Run) -> list[str]:

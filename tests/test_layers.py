@@ -19,6 +19,7 @@ NEIGHBOURS = {
     "frontend": {"arena", "strategies"},  # of strategies the names only, see below
     "strategies": set(),
     "admission": set(),
+    "arena": set(),
     "engine": {"strategies"},
     "ranks": {"arena", "strategies", "admission", "engine"},
     "arena": set(),

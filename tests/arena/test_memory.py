@@ -158,7 +158,7 @@ def test_a_handle_is_small() -> None:
 
 
 def test_sizes_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ConfigError, match="are not to be had"):
+    with pytest.raises(ConfigError, match="is not to be had"):
         Arena(1 << 52)
     with Arena(1 << 20) as arena:
         assert arena.capacity >= 1 << 20

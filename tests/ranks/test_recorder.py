@@ -63,6 +63,16 @@ def test_a_shared_broadcast_is_split_by_bytes() -> None:
     assert value(recorder, "broadcast_bytes_sum", carrier="object", collective="plan") == 30 * 10 * 4
 
 
+def test_text_beside_an_image_has_no_part_in_its_broadcast() -> None:
+    recorder = Recorder()
+    text = Arrived("text", "dict-inline", (1,), (), Sampling(1))
+    recorder.broadcast([text, arrived("image", 10, "object-inline")], Spent(0, 8, 4))
+    recorder.ended("text")
+    recorder.ended("image")
+    assert value(recorder, "stall_seconds_count", strategy="dict-inline") is None
+    assert value(recorder, "stall_seconds_sum", strategy="object-inline") == 8
+
+
 def test_work_in_the_lane_is_no_stall() -> None:
     recorder = Recorder()
     one = arrived("one", 10, "object-background")

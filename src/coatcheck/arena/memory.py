@@ -72,7 +72,7 @@ class OwnedMemory:
             self._read_fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             os.close(self._fd)
-            raise ConfigError(f"--arena-mib: {size >> 20} MiB of memory are not to be had: {error.strerror}") from error
+            raise ConfigError(f"an arena of {size >> 20} MiB is not to be had: {error.strerror}") from error
         self.view = memoryview(self._map)
         here = f"/proc/{os.getpid()}/fd"
         self.address = ArenaAddress(f"{here}/{self._read_fd}", f"{here}/{self._fd}", size)

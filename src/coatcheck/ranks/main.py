@@ -67,6 +67,10 @@ def run(settings: RankSettings, around: Callable[[Materializer, int], Materializ
             log.critical("rank %d: the lane did not end in time; the rank ends without it", group.rank)
             os._exit(1)  # its thread is inside a collective: neither groups nor sockets can be closed under it
         group.close()
+    except CoatcheckError as error:
+        # The groups' own threads may abort a process that is torn down orderly while its peers are gone.
+        log.critical("rank %d ends: %s: %s", group.rank, type(error).__name__, error)
+        os._exit(1)
     finally:
         context.destroy(linger=LINGER_MS)
 

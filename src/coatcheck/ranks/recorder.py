@@ -77,6 +77,8 @@ class Recorder:
         sizes = [sum(map(nbytes, tensors(arrived.items))) for arrived in arrivals]
         whole = sum(sizes)
         for arrived, size in zip(arrivals, sizes, strict=True):
+            if whole and not size:
+                continue  # text beside images: nothing of it was in there
             part = spent.part(size / whole if whole else 1 / len(sizes))
             self._stalled(arrived, "broadcast", part, size)
             self._broadcasted(arrived, "plan", part, size)

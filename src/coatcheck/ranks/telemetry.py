@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0  # a snapshot of four strategies takes a few milliseconds: benchmarks.recording
 CLOSE_S = 2.0
+LINGER_MS = 500  # for the last snapshot; the front end may be gone
 
 
 class Telemetry:
@@ -50,7 +51,7 @@ class Telemetry:
                 except zmq.Again:
                     log.debug("rank %d: the front end does not read; a snapshot was dropped", self._rank)
             if closing:
-                self._socket.close()
+                self._socket.close(linger=LINGER_MS)
                 return
 
 
