@@ -14,7 +14,7 @@ import coatcheck
 PACKAGE = Path(coatcheck.__file__).parent
 
 # A stage imports these, itself, and the interface of its neighbour; only the launcher (and what starts it) sees all.
-COMMON = {"errors", "messages", "wire", "process", "private_socket"}
+COMMON = {"errors", "messages", "wire", "process", "private_socket", "pixels"}
 NEIGHBOURS = {
     "frontend": {"arena", "strategies"},  # of strategies the names only, see below
     "strategies": set(),
@@ -22,7 +22,6 @@ NEIGHBOURS = {
     "arena": set(),
     "engine": {"strategies"},
     "ranks": {"arena", "strategies", "admission", "engine"},
-    "arena": set(),
 }
 FOREIGN = ("fastapi", "uvicorn", "starlette", "sglang", "vllm", "transformers", "PIL", "typer", "rich", "openai")
 

@@ -79,6 +79,7 @@ def serve(
     allow_remote_images: Annotated[
         bool, typer.Option("--allow-remote-images", help="Fetch http(s) image URLs, from public addresses only.")
     ] = False,
+    pixels: Annotated[str, typer.Option(help="Payloads by handle: uint8 (compact) or float32 (as without).")] = "uint8",
     arena_mib: Annotated[int, typer.Option(help="Shared memory for payloads, taken at start; 0: no handles.")] = 1024,
     arena_wait: Annotated[float, typer.Option(help="Seconds to wait for room in a full arena before 503.")] = 10.0,
     context: Annotated[int, typer.Option(help="Longest prompt and answer; 0: the model's own limit.")] = 0,
@@ -120,6 +121,7 @@ def serve(
             max_images=max_images,
             max_waiting=max_waiting,
             allow_remote_images=allow_remote_images,
+            pixels=pixels,  # type: ignore[arg-type]  # checked there
             arena_bytes=arena_mib * MEBI,
             arena_wait_s=arena_wait,
             context=context or None,

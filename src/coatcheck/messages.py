@@ -18,6 +18,8 @@ from typing import Literal
 
 import msgspec
 
+PixelForm = Literal["uint8", "float32"]  # compact, wide: see coatcheck.pixels
+
 
 class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
     """Base of all records on a wire."""
@@ -34,7 +36,7 @@ class Tensor(Record, frozen=True):
 
     frame: int  # index among the frames beside the record, from 0: the tensors of a request have frames in order
     shape: tuple[int, ...]
-    dtype: Literal["float32", "uint8"]
+    dtype: PixelForm
 
 
 class Handle(Record, frozen=True):
@@ -43,13 +45,13 @@ class Handle(Record, frozen=True):
     offset: int  # bytes from the start of the segment, a multiple of 4096
     nonce: int  # random, 64 bits: equal to the block's as long as the block is this payload's
     shape: tuple[int, ...]  # contiguous, row-major, little-endian
-    dtype: Literal["float32", "uint8"]
+    dtype: PixelForm
 
 
 class Item(Record, frozen=True):
     """One image of a request, as the worker prepared it."""
 
-    pixels: Tensor | Handle  # (patches, channels * temporal_patch * patch * patch), float32, host memory
+    pixels: Tensor | Handle  # (patches, values per patch): float32 or uint8, see coatcheck.pixels
     grid: tuple[int, int, int]  # (t, h, w) in patches; t * h * w == patches
     start: int  # index in the prompt of the item's first placeholder token
     count: int  # placeholder tokens: t * h * w / merge**2
@@ -73,21 +75,42 @@ class Job(Record, frozen=True):
     """Front end -> worker. Frame 0: the HTTP request's JSON body, untouched."""
 
     job: int
+    pixels: PixelForm = "float32"  # the form of the payloads
     arena: bool = False  # payloads go into the arena, instead of into frames beside the answer
 
 
+class Want(Record, frozen=True):
+    """Room for one payload."""
+
+    nbytes: int  # at most
+    digest: bytes = b""  # its identity, so that content that is there already needs no room; empty: unknown
+
+
 class Need(Record, frozen=True):
-    """Worker -> front end: room in the arena for each payload, bytes. The worker waits for Grant or NoRoom."""
+    """Worker -> front end, before anything is decoded: room in the arena. The worker waits for Grant or NoRoom."""
 
     job: int
-    sizes: tuple[int, ...]
+    wants: tuple[Want, ...]
+
+
+class Place(Record, frozen=True):
+    """The worker may write there until it has answered the job."""
+
+    offset: int
+    nonce: int
+
+
+class Stored(Record, frozen=True):
+    """The content is there already, and leased to the request: nothing has to be decoded or written."""
+
+    item: Item  # as it was made then
 
 
 class Grant(Record, frozen=True):
-    """Front end -> worker: the worker may write there until it has answered the job."""
+    """Front end -> worker: one for each payload wanted, in order."""
 
     job: int
-    places: tuple[tuple[int, int], ...]  # (offset, nonce) of each payload
+    places: tuple[Place | Stored, ...]
 
 
 class NoRoom(Record, frozen=True):

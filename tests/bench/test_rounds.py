@@ -22,13 +22,15 @@ def anyio_backend() -> str:
 class FakeDriver:
     """Answers after a while; counts how many ask at once."""
 
-    payload_bytes = 0
     prompt_tokens = 0
 
     def __init__(self, error_at: int = -1) -> None:
         self.asked: list[int] = []
         self.at_once = self.most_at_once = 0
         self.error_at = error_at
+
+    def payload_bytes(self, strategy: str) -> int:
+        return 0
 
     def pids(self) -> dict[str, int]:
         return {"rank0": os.getppid(), "rank1": 2**22 + 1}  # the second one has died

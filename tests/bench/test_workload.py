@@ -16,7 +16,10 @@ from coatcheck.bench.workload import TensorWorkload, http_bodies
 from coatcheck.engine.config import DEFAULT_MODEL
 from coatcheck.errors import ConfigError
 from coatcheck.frontend.config import FrontendConfig
+from coatcheck.frontend.desk import beside
 from coatcheck.frontend.processor import Processor
+from coatcheck.messages import Job
+from coatcheck.pixels import PixelTable, image_processor
 from coatcheck.strategies.materialize import Materialize
 
 
@@ -28,14 +31,32 @@ def positions(ids: torch.Tensor, spans: object, grids: object) -> tuple[torch.Te
     return torch.zeros((3, len(ids)), dtype=torch.int64), 0
 
 
+materialize = Materialize(positions, 510, 2, 1176, table=PixelTable.of(image_processor(DEFAULT_MODEL)))
+
+
 def test_requests_are_what_ranks_accept_and_all_different() -> None:
     for images in (0, 1, 3):
         workload = TensorWorkload(config(images_per_request=images))
-        materialize = Materialize(positions, 510, 2, 1176)
         made = [materialize(*workload.request(index, "a", "dict-inline", False)) for index in range(5)]
         assert all(len(inputs.items) == images for inputs in made)
         assert len({inputs.digest() for inputs in made}) == 5
-        assert {sum(item.pixels.nbytes for item in inputs.items) for inputs in made} == {workload.payload_bytes}
+        sizes = {sum(item.pixels.nbytes for item in inputs.items) for inputs in made}
+        assert sizes == {workload.payload_bytes("dict-inline")}
+
+
+def test_compact_and_wide_payloads_are_the_same_pixels() -> None:
+    compact, wide = (TensorWorkload(config(images_per_request=2, pixels=form)) for form in ("uint8", "float32"))
+    for workload in (compact, wide):
+        assert workload.form("dict-inline") == "float32"
+    for index in range(5):
+        digests = {
+            materialize(*workload.request(index, "a", strategy, False)).digest()
+            for workload in (compact, wide)
+            for strategy in ("dict-inline", "handle-inline")
+        }
+        assert len(digests) == 1
+    assert compact.payload_bytes("handle-inline") * 8 == wide.payload_bytes("handle-inline")
+    assert wide.payload_bytes("handle-inline") == compact.payload_bytes("object-inline")
 
 
 def test_the_seed_decides() -> None:
@@ -56,8 +77,9 @@ def test_images_are_cut_as_the_model_s_processor_cuts_them(image: str) -> None:
     asked = config(image=image, requests=1)
     (body,) = http_bodies(asked)
     processor = Processor(FrontendConfig(model_dir=DEFAULT_MODEL, model_name="bench"))
-    _, pixels = processor.process(1, body)
-    assert pixels[0].shape == TensorWorkload(asked).image.shape
+    (item,) = processor.process(Job(1), body, beside([])).items
+    expected = TensorWorkload(asked).prompt("float32")[1][0]
+    assert (item.pixels.shape, item.grid, item.count) == (expected.pixels.shape, expected.grid, expected.count)
 
 
 def test_http_bodies_have_pictures_of_their_own() -> None:

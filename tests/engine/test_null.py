@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from coatcheck.engine.null import NullRunner, checksum
 from coatcheck.messages import Admit, Sampling, Work
+from coatcheck.pixels import PixelTable
 from coatcheck.strategies.inputs import MultimodalInputs, MultimodalItem
 
 PREFILL = Work("a", 0, 4, (0,), None, sample=True)
@@ -39,6 +41,19 @@ def test_the_checksum_sees_every_page_and_the_last_value() -> None:
     assert usual == checksum(inputs())
     assert all(checksum(inputs(place)) != usual for place in (0, 1024, 2048, 3072, 4096, 4999))
     assert checksum(inputs(0)) != checksum(inputs(1024)), "a checksum that does not tell pages apart"
+
+
+def test_the_checksum_is_the_same_for_compact_pixels() -> None:
+    table = PixelTable(torch.arange(3.0 * 256).view(3, 256), temporal=2, area=49)
+    pixels = torch.randint(256, (200, 3 * 49), dtype=torch.uint8)
+
+    def made(pixels: torch.Tensor, table: PixelTable | None) -> MultimodalInputs:
+        return replace(inputs(), items=(MultimodalItem(pixels, (1, 10, 20), 0, 50, 0, 0, table),))
+
+    assert checksum(made(pixels, table)) == checksum(made(table.widen(pixels), None))
+    changed = pixels.clone()
+    changed[-1, -1] += 1
+    assert checksum(made(changed, table)) != checksum(made(pixels, table))
 
 
 def test_tokens_derive_from_the_inputs_of_all_ranks() -> None:

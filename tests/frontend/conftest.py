@@ -12,18 +12,33 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 import uvicorn
 import zmq
+from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
 import coatcheck
 from coatcheck import wire
 from coatcheck.frontend.config import FrontendConfig
+from coatcheck.frontend.desk import beside
 from coatcheck.frontend.front_end import FrontEnd
-from coatcheck.messages import Abort, Arrived, FromRanks, RanksReady, Stop, ToEntry, Tokens
+from coatcheck.frontend.processor import Processor
+from coatcheck.messages import (
+    Abort,
+    Arrived,
+    FromRanks,
+    Job,
+    PixelForm,
+    Processed,
+    RanksReady,
+    Stop,
+    ToEntry,
+    Tokens,
+)
 
 ANSWER = "A red circle, ½ größer – 红色 🎉."
 START_LIMIT_S = 90  # workers import torch and transformers, on shared cores
@@ -169,7 +184,7 @@ def running(model_dir: Path) -> Iterator[RunningServer]:
         max_waiting=4,
         max_pixels=4_000_000,
         default_temperature=1.0,
-        arena_bytes=16 << 20,
+        arena_bytes=8 << 20,
         arena_wait_s=0.5,
         strategy_header=True,
     )
@@ -203,6 +218,16 @@ def data_url(data: bytes) -> str:
 
 def image_part(data: bytes | str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": data if isinstance(data, str) else data_url(data)}}
+
+
+def process(processor: Processor, body: bytes, form: PixelForm = "float32") -> tuple[Processed, list[NDArray[Any]]]:
+    """A job's answer, and its items' pixels."""
+    frames: list[memoryview] = []
+    made = processor.process(Job(1, form), body, beside(frames))
+    wire.check_frames(made.items, frames)
+    return made, [
+        np.frombuffer(frame, form).reshape(i.pixels.shape) for i, frame in zip(made.items, frames, strict=True)
+    ]
 
 
 def chat_body(*parts: dict[str, Any] | str, **more: Any) -> dict[str, Any]:

@@ -5,25 +5,41 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
 from coatcheck.arena import Arena, ArenaReader
 from coatcheck.arena.allocator import PAGE
 from coatcheck.errors import BadRequest, Overloaded, WorkerFailed
 from coatcheck.frontend.config import FrontendConfig
+from coatcheck.frontend.desk import Take, Values
 from coatcheck.frontend.processor import Processor
 from coatcheck.frontend.rooms import Rooms
 from coatcheck.frontend.workers import WorkerPool
-from coatcheck.messages import Arrived, FromRanks, Handle, Rejected, Returned
+from coatcheck.messages import (
+    Arrived,
+    FromRanks,
+    Handle,
+    Job,
+    PixelForm,
+    Rejected,
+    Returned,
+    Stored,
+    Tensor,
+    Want,
+)
+from coatcheck.pixels import PixelTable, image_processor
+from coatcheck.strategies.materialize import tensor_over
+from coatcheck.wire import nbytes
 
-from .conftest import ANSWER, RunningServer, chat_body, encoded, image_part, wait_for
+from .conftest import ANSWER, RunningServer, chat_body, encoded, image_part, process, wait_for
 
 HEADER = "X-Coatcheck-Strategy"
 IMAGES = [encoded(Image.effect_noise((200, 120), 80).convert("RGB")), encoded(Image.new("RGB", (60, 60), "red"))]
@@ -58,6 +74,8 @@ def reading(server: RunningServer, seen: list[list[bytes]], last: Callable[[Arri
 
 
 def test_ranks_see_the_same_pixels_by_handle_as_by_frame(server: RunningServer) -> None:
+    """Compact by handle, wide by frame: the same once widened."""
+    table = PixelTable.of(image_processor(server.config.model_dir))
     seen: list[list[bytes]] = []
     reading(server, seen)
     assert ask(server, "dict-inline", *IMAGES).status_code == 200
@@ -66,9 +84,13 @@ def test_ranks_see_the_same_pixels_by_handle_as_by_frame(server: RunningServer) 
     assert answer.json()["choices"][0]["message"]["content"] == ANSWER
     by_handle, nothing = server.entry.requests[-1]
     assert nothing == []
-    assert seen[-1] == frames
     assert by_handle.ids == by_frame.ids
-    assert [item.pixels.shape for item in by_handle.items] == [item.pixels.shape for item in by_frame.items]
+    for item, payload, frame in zip(by_handle.items, seen[-1], frames, strict=True):
+        assert isinstance(item.pixels, Handle)
+        wide = table.widen(tensor_over(payload, item.pixels))
+        assert wide.numpy().tobytes() == frame
+    strip = {"pixels": by_frame.items[0].pixels}
+    assert [replace(item, **strip) for item in by_handle.items] == [replace(item, **strip) for item in by_frame.items]
     wait_for(lambda: statistics(server) == (0, 0, 0))
 
 
@@ -88,13 +110,45 @@ def test_an_image_that_comes_again_is_stored_once(server: RunningServer) -> None
     first, second = [item.pixels for item in server.entry.last.items]
     assert first == second
     assert seen[0][0] == seen[1][0] == seen[1][1]
+    assert after.reservations == before.reservations, "room was reserved for content that was there"
+
+
+def test_what_is_stored_is_not_decoded_again(model_dir: Path) -> None:
+    body = json.dumps(chat_body(*map(image_part, [*IMAGES, IMAGES[0]]))).encode()
+    processor = Processor(FrontendConfig(model_dir=model_dir, model_name="coatcheck-tiny"))
+    made, _ = process(processor, body, "uint8")
+    decoded = []
+
+    def room(wants: Sequence[Want]) -> Sequence[Take | Stored]:
+        assert [want.digest for want in wants] == [item.digest for item in made.items]
+        assert [want.nbytes for want in wants] == [nbytes(item.pixels) for item in made.items], "sizes from the headers"
+
+        def taken(values: Values, dtype: PixelForm) -> Tensor:
+            decoded.append(values.shape)
+            return Tensor(0, made.items[1].pixels.shape, dtype)
+
+        return [Stored(made.items[0]), taken, Stored(made.items[0])]
+
+    again = processor.process(Job(1, "uint8"), body, room)
+    assert decoded == [made.items[1].pixels.shape]
+    assert again.ids == made.ids
+    assert [item.start for item in again.items] == [item.start for item in made.items]
+
+
+def test_a_broken_image_gives_its_room_back(server: RunningServer) -> None:
+    reading(server, [])
+    broken = IMAGES[0][: len(IMAGES[0]) // 2]
+    refused = ask(server, "handle-inline", IMAGES[1], broken)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "invalid_image"
+    wait_for(lambda: statistics(server) == (0, 0, 0))
 
 
 def test_identity_is_of_the_encoded_bytes_and_how_they_are_processed(model_dir: Path, tmp_path: Path) -> None:
     def digests(directory: Path, *pictures: bytes) -> list[bytes]:
         processor = Processor(FrontendConfig(model_dir=directory, model_name="m"))
         body = json.dumps({**chat_body(*map(image_part, pictures)), "model": "m"}).encode()
-        return [item.digest for item in processor.process(0, body)[0].items]
+        return [item.digest for item in process(processor, body)[0].items]
 
     one, two = digests(model_dir, *IMAGES)
     assert len(one) == 32
@@ -140,10 +194,10 @@ def test_a_full_arena_is_back_pressure(server: RunningServer) -> None:
 def test_what_is_larger_than_the_arena_says_both_sizes(server: RunningServer) -> None:
     arena = server.front_end.arena
     assert arena is not None
-    answer = ask(server, "handle-inline", encoded(Image.new("RGB", (1960, 1960))))
+    answer = ask(server, "handle-inline", *[encoded(Image.new("RGB", (1960, 1960)))] * 3)
     assert answer.status_code == 413
     assert f"this server's arena has {arena.capacity}" in answer.json()["error"]["message"]
-    assert str(74 * 74 * 1176 * 4) in answer.json()["error"]["message"]
+    assert str(3 * 74 * 74 * 588) in answer.json()["error"]["message"]
 
 
 def test_metrics_tell_the_arena_s_state(server: RunningServer) -> None:
@@ -173,20 +227,20 @@ decode = wire.Decoder[ToWorker](ToWorker)
 while 0 not in dict(poller.poll()):
     record, body = socket.recv_multipart()
     job = decode(record).job
-    wire.send(socket, Need(job, (5, 6)))
+    wire.send(socket, Need(job, (Want(5), Want(6))))
     granted = decode(socket.recv())
     if isinstance(granted, NoRoom):
         wire.send(socket, Failed(job, "no room"))
         continue
     items = []
-    for (offset, nonce), size in zip(granted.places, (5, 6)):
-        memory.view[offset : offset + size] = body[:1] * size
-        items.append(Item(Handle(offset, nonce, (size,), "uint8"), (1, 1, 1), 0, 1))
+    for place, size in zip(granted.places, (5, 6)):
+        memory.view[place.offset : place.offset + size] = body[:1] * size
+        items.append(Item(Handle(place.offset, place.nonce, (size,), "uint8"), (1, 1, 1), 0, 1))
     match body:
         case b"die": os._exit(3)
         case b"sleep": time.sleep(60)
         case b"refuse": wire.send(socket, Refused(job, "no", "p", "c", 422)); continue
-        case b"twice": wire.send(socket, Need(job, (5, 6))); time.sleep(60)
+        case b"twice": wire.send(socket, Need(job, (Want(5), Want(6)))); time.sleep(60)
         case b"elsewhere": items[0] = Item(Handle(0, 1, (5,), "uint8"), (1, 1, 1), 0, 1)
     wire.send(socket, Processed(job, (1,), tuple(items), Sampling(1), False, False, ()))
 """
@@ -207,7 +261,7 @@ async def pool(**options: Any) -> AsyncIterator[tuple[WorkerPool, Arena]]:
 @pytest.mark.anyio
 async def test_a_worker_writes_in_place_and_its_blocks_are_leased() -> None:
     async with pool() as (made, arena):
-        record, frames = await made.process(b"write", "a")
+        record, frames = await made.process(b"write", holder="a")
         assert frames == []
         reader = ArenaReader(arena.address)
         handles = [item.pixels for item in record.items if isinstance(item.pixels, Handle)]
@@ -223,10 +277,10 @@ async def test_a_worker_writes_in_place_and_its_blocks_are_leased() -> None:
 async def test_a_worker_s_end_costs_its_request_and_no_room(body: bytes) -> None:
     async with pool(job_timeout_s=2) as (made, arena):
         with pytest.raises((WorkerFailed, BadRequest)):
-            await made.process(body, "a")
+            await made.process(body, holder="a")
         arena.end("a")
         assert arena.statistics().free == 8 * PAGE, "the range of a worker that ended did not come back"
-        await made.process(b"write", "b")
+        await made.process(b"write", holder="b")
         assert arena.statistics().in_use == 2 * PAGE
 
 
@@ -235,7 +289,7 @@ async def test_no_room_in_time_is_overload_and_the_worker_lives() -> None:
     async with pool() as (made, arena):
         filled = arena.reserve(8 * PAGE)
         with pytest.raises(Overloaded):
-            await made.process(b"write", "a")
+            await made.process(b"write", holder="a")
         arena.cancel(filled)
-        await made.process(b"write", "b")
+        await made.process(b"write", holder="b")
         assert made.statistics().deaths == 0

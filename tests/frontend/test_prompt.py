@@ -21,7 +21,7 @@ from coatcheck.frontend.processor import Processor
 from coatcheck.frontend.prompt import PromptEncoder
 from coatcheck.frontend.request import parse
 
-from .conftest import chat_body, encoded, image_part
+from .conftest import chat_body, encoded, image_part, process
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_pixels_are_the_reference_processors(model_dir: Path) -> None:
     for height, width in ((100, 130), (3, 90), (1, 90), (90, 3), (400, 2)):
         image = Image.fromarray(random.integers(0, 255, (height, width, 3), np.uint8))
         body = json.dumps(chat_body(image_part(encoded(image)))).encode()
-        processed, (pixels,) = processor.process(1, body)
+        processed, (pixels,) = process(processor, body)
         expected = reference(images=[image], return_tensors="np")
         np.testing.assert_array_equal(pixels, expected["pixel_values"])
         assert processed.items[0].grid == tuple(expected["image_grid_thw"][0])
@@ -92,9 +92,9 @@ def test_pixels_are_the_reference_processors(model_dir: Path) -> None:
 def test_context_option(model_dir: Path) -> None:
     body = json.dumps(chat_body("word " * 50)).encode()
     long = Processor(FrontendConfig(model_dir=model_dir, model_name="coatcheck-tiny"))
-    length = len(long.process(1, body)[0].ids)
+    length = len(process(long, body)[0].ids)
     config = FrontendConfig(model_dir=model_dir, model_name="coatcheck-tiny", context=length + 10)
-    processed, _ = Processor(config).process(1, body)
+    processed, _ = process(Processor(config), body)
     assert processed.sampling.max_tokens == 10  # clipped, since the client gave none
     with pytest.raises(ConfigError, match="--context"):
         Processor(FrontendConfig(model_dir=model_dir, model_name="coatcheck-tiny", context=10**6))
@@ -113,4 +113,4 @@ def test_data_urls_with_other_headers(model_dir: Path) -> None:
     data = base64.b64encode(encoded(Image.new("RGB", (28, 28)))).decode()
     for head in ("data:;base64,", "data:image/jpeg;base64,", "DATA:image/PNG;charset=x;BASE64,"):
         body = json.dumps(chat_body(image_part(head + data))).encode()
-        assert len(processor.process(1, body)[1]) == 1
+        assert len(process(processor, body)[1]) == 1

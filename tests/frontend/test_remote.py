@@ -17,7 +17,7 @@ from coatcheck.frontend.config import FrontendConfig
 from coatcheck.frontend.processor import Processor
 from coatcheck.frontend.remote import RemoteImages, is_public
 
-from .conftest import chat_body, image_part
+from .conftest import chat_body, image_part, process
 
 Route = Callable[[BaseHTTPRequestHandler], None]
 
@@ -96,7 +96,7 @@ def test_the_real_gate_stands_in_the_path_of_a_request(model_dir: Path) -> None:
     enabled = FrontendConfig(model_dir=model_dir, model_name="coatcheck-tiny", allow_remote_images=True)
     body = json.dumps(chat_body(image_part("http://127.0.0.1:9/a.png"))).encode()
     with pytest.raises(BadRequest) as caught:
-        Processor(enabled).process(1, body)
+        process(Processor(enabled), body)
     assert caught.value.code == "remote_image_refused"
 
 

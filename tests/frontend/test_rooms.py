@@ -11,8 +11,8 @@ import pytest
 from coatcheck.arena import Arena
 from coatcheck.arena.allocator import PAGE
 from coatcheck.errors import BadRequest, Overloaded, WireError
-from coatcheck.frontend.rooms import Rooms
-from coatcheck.messages import Arrived, Handle, Item, Sampling, Tensor
+from coatcheck.frontend.rooms import Room, Rooms
+from coatcheck.messages import Arrived, Handle, Item, Place, Sampling, Stored, Tensor, Want
 
 pytestmark = pytest.mark.anyio
 
@@ -28,65 +28,71 @@ def rooms(arena: Arena) -> Rooms:
     return Rooms(arena, 5)
 
 
+async def take(rooms: Rooms, *sizes: int, request: str = "a", digests: tuple[bytes, ...] = ()) -> list[Room]:
+    """Room for payloads of these sizes; of new content, unless digests are given."""
+    pairs = zip(sizes, digests or [b""] * len(sizes), strict=True)
+    return await rooms.reserve(request, [Want(size, digest) for size, digest in pairs])
+
+
 def free(arena: Arena) -> int:
     return arena.statistics().free // PAGE
 
 
 async def test_a_request_waits_until_there_is_room(rooms: Rooms, arena: Arena) -> None:
-    first = await rooms.reserve([6 * PAGE, 2 * PAGE])
-    second = asyncio.create_task(rooms.reserve([4 * PAGE]))
+    first = await take(rooms, 6 * PAGE, 2 * PAGE)
+    second = asyncio.create_task(take(rooms, 4 * PAGE))
     await asyncio.sleep(0.05)
     assert not second.done()
     assert (rooms.statistics().waiting, rooms.statistics().waited) == (1, 1)
-    rooms.cancel(first)
-    assert [block.size for block in await second] == [4 * PAGE]
+    rooms.cancel("a", first)
+    assert [room.block.size for room in await second] == [4 * PAGE]
     assert rooms.statistics().waiting == 0
 
 
 async def test_nobody_overtakes(rooms: Rooms) -> None:
-    first = await rooms.reserve([6 * PAGE])
-    large = asyncio.create_task(rooms.reserve([8 * PAGE]))
+    first = await take(rooms, 6 * PAGE)
+    large = asyncio.create_task(take(rooms, 8 * PAGE))
     await asyncio.sleep(0)
-    small = asyncio.create_task(rooms.reserve([PAGE]))
+    small = asyncio.create_task(take(rooms, PAGE))
     await asyncio.sleep(0.05)
     assert not small.done(), "a small one overtook a large one"
-    rooms.cancel(first)
+    rooms.cancel("a", first)
     await large
     await small
 
 
 async def test_all_payloads_of_a_request_or_none(rooms: Rooms, arena: Arena) -> None:
-    await rooms.reserve([6 * PAGE])
-    waiting = asyncio.create_task(rooms.reserve([3 * PAGE, 3 * PAGE]))
+    await take(rooms, 6 * PAGE)
+    waiting = asyncio.create_task(take(rooms, 3 * PAGE, 3 * PAGE))
     await asyncio.sleep(0.05)
     assert free(arena) == 4, "a request that waits holds a part"
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert await rooms.reserve([4 * PAGE]), "who left still stands in the line"
+    assert await take(rooms, 4 * PAGE), "who left still stands in the line"
 
 
 async def test_waiting_is_bounded(arena: Arena) -> None:
     rooms = Rooms(arena, 0.05)
-    await rooms.reserve([10 * PAGE])
+    await take(rooms, 10 * PAGE)
     start = time.monotonic()
     with pytest.raises(Overloaded, match=r"no room for 4096 bytes within 0.05 s"):
-        await rooms.reserve([PAGE])
+        await take(rooms, PAGE)
     assert time.monotonic() - start < 2
     assert rooms.statistics().turned_away == 1
 
 
 async def test_what_can_never_fit_is_refused_at_once(rooms: Rooms) -> None:
     with pytest.raises(BadRequest, match=f"have {12 * PAGE} bytes; this server's arena has {10 * PAGE}") as refused:
-        await rooms.reserve([6 * PAGE, 6 * PAGE])
+        await take(rooms, 6 * PAGE, 6 * PAGE)
     assert refused.value.status == 413
 
 
 async def test_room_that_comes_as_the_caller_leaves_is_not_lost(rooms: Rooms, arena: Arena) -> None:
-    first = await rooms.reserve([10 * PAGE])
-    waiting = asyncio.create_task(rooms.reserve([PAGE]))
+    first = await take(rooms, 10 * PAGE)
+    waiting = asyncio.create_task(take(rooms, PAGE))
     await asyncio.sleep(0.01)
-    rooms.cancel(first)  # the room is granted now, and nobody takes it
+    rooms.cancel("a", first)  # the room is granted now, and nobody takes it
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -123,11 +129,56 @@ async def test_equal_content_is_stored_once(rooms: Rooms, arena: Arena) -> None:
     arena.end("a")
     arena.end("b")
     assert arena.statistics().cached == PAGE
-    await rooms.reserve([10 * PAGE])  # what is only cached makes room
+    await take(rooms, 10 * PAGE)  # what is only cached makes room
+
+
+async def stored(rooms: Rooms, request: str, content: bytes, digest: bytes) -> Item:
+    arrived = Arrived(request, "handle-inline", (1,), (item(Tensor(0, (len(content),), "uint8"), digest),), Sampling(1))
+    return (await rooms.put(arrived, [content]))[0].items[0]
+
+
+async def test_known_content_needs_no_room(rooms: Rooms, arena: Arena) -> None:
+    known = await stored(rooms, "a", b"k" * PAGE, b"k" * 32)
+    arena.end("a")
+    there, new = await take(rooms, PAGE, 9 * PAGE, request="b", digests=(b"k" * 32, b"n" * 32))
+    assert there.place == Stored(known)
+    assert isinstance(new.place, Place)
+    assert free(arena) == 0, "what was known was evicted, or took room again"
+    handle = Handle(new.block.offset, new.block.nonce, (5,), "uint8")
+    made = rooms.check_in("b", [known, item(handle, b"n" * 32)], [there, new])
+    assert made == (known, item(handle, b"n" * 32))
+    assert arena.statistics().in_use == 2 * PAGE
+    arena.end("b")
+    assert arena.statistics().in_use == 0
+    assert arena.statistics().hits == 1
+
+
+async def test_known_content_is_let_go_where_the_rest_has_no_room(arena: Arena) -> None:
+    rooms = Rooms(arena, 0.05)
+    await stored(rooms, "a", b"k" * PAGE, b"k" * 32)
+    arena.end("a")
+    await take(rooms, 8 * PAGE, request="b")
+    with pytest.raises(Overloaded):
+        await take(rooms, PAGE, 2 * PAGE, request="c", digests=(b"k" * 32, b""))
+    assert (arena.statistics().cached, arena.statistics().in_use, arena.statistics().hits) == (PAGE, 0, 0)
+    there, new = await take(rooms, PAGE, PAGE, request="c", digests=(b"k" * 32, b""))
+    assert arena.statistics().in_use == PAGE
+    rooms.cancel("c", [there, new])
+    assert (arena.statistics().cached, arena.statistics().in_use) == (PAGE, 0)
+
+
+async def test_what_is_cancelled_after_its_request_ended_is_let_go_once(rooms: Rooms, arena: Arena) -> None:
+    await stored(rooms, "a", b"k" * PAGE, b"k" * 32)
+    arena.end("a")
+    taken = await take(rooms, PAGE, PAGE, request="b", digests=(b"k" * 32, b""))
+    arena.end("b")
+    rooms.cancel("b", taken)
+    assert (arena.statistics().cached, arena.statistics().in_use, free(arena)) == (PAGE, 0, 9)
 
 
 async def test_items_elsewhere_than_reserved_are_refused_and_nothing_is_lost(rooms: Rooms, arena: Arena) -> None:
-    (block,) = await rooms.reserve([PAGE])
+    (room,) = await take(rooms, PAGE)
+    block = room.block
     for handle in (
         Handle(block.offset + PAGE, block.nonce, (5,), "uint8"),
         Handle(block.offset, block.nonce + 2, (5,), "uint8"),
@@ -135,6 +186,6 @@ async def test_items_elsewhere_than_reserved_are_refused_and_nothing_is_lost(roo
         Tensor(0, (5,), "uint8"),
     ):
         with pytest.raises(WireError):
-            rooms.check_in("a", [item(handle)], [block])
-    rooms.cancel([block])
+            rooms.check_in("a", [item(handle)], [room])
+    rooms.cancel("a", [room])
     assert free(arena) == 10

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 import torch
 
 from coatcheck.errors import MaterializeError, UnknownStrategy
 from coatcheck.messages import Arrived, Item, Sampling, Tensor
+from coatcheck.pixels import PixelTable
 from coatcheck.strategies.materialize import PAD_RANGE, PAD_SHIFT, Materialize
 from coatcheck.strategies.table import ALIASES, STRATEGIES, canonical, strategy_named
 
@@ -45,6 +47,34 @@ def test_an_item_is_hashed_viewed_and_gets_its_pad_value() -> None:
     assert got.pad_value == PAD_SHIFT + got.hash % PAD_RANGE
     assert inputs.ids.tolist() == [1, IMAGE, 2]
     assert inputs.position_delta == 1
+
+
+# One channel; a picture's patch has one pixel, taken three times in the wide form.
+TABLE = PixelTable(torch.arange(256.0)[None] / 255, temporal=3, area=1)
+BYTES = bytes([0, 7, 100, 255])
+
+
+def test_compact_pixels_are_the_same_inputs_as_wide_ones() -> None:
+    both = Materialize(line, placeholder=IMAGE, merge=2, width=3, table=TABLE)
+    compact = msgspec.structs.replace(item(0, 1), pixels=Tensor(0, (4, 1), "uint8"))
+    got = both(arrived((1, IMAGE), compact), [BYTES])
+    wide = TABLE.widen(torch.tensor(list(BYTES), dtype=torch.uint8)[:, None])
+    expected = both(arrived((1, IMAGE), item(0, 1)), [wide.numpy().tobytes()])
+    assert got.items[0].pixels.dtype == torch.uint8
+    assert torch.equal(got.items[0].wide(), expected.items[0].pixels)
+    assert got.digest() == expected.digest()
+    other = both(arrived((1, IMAGE), compact), [bytes([1, 7, 100, 255])])
+    assert other.digest() != got.digest()
+
+
+def test_compact_pixels_that_do_not_fit_are_refused() -> None:
+    both = Materialize(line, placeholder=IMAGE, merge=2, width=3, table=TABLE)
+    narrow = msgspec.structs.replace(item(0, 1), pixels=Tensor(0, (4, 2), "uint8"))
+    with pytest.raises(MaterializeError, match="does not fit"):
+        both(arrived((1, IMAGE), narrow), [bytes(8)])
+    compact = msgspec.structs.replace(item(0, 1), pixels=Tensor(0, (4, 1), "uint8"))
+    with pytest.raises(MaterializeError, match="cannot be widened"):
+        materialize(arrived((1, IMAGE), compact), [BYTES])
 
 
 def test_pixels_are_not_copied() -> None:

@@ -39,6 +39,7 @@ class Block:
     nonce: int
     nbytes: int = 0  # of the payload, once committed
     digest: bytes = b""  # identity, once committed; empty: shared with nobody
+    note: object = None  # what the owner wants to remember of the content
     leases: int = 0
     wanted: int = 0  # leases of requests that have not ended
 
@@ -137,8 +138,8 @@ class Arena:
         self._account("reserved", -block.size)
         self._release(block)
 
-    def commit(self, request: str, block: Block, nbytes: int, digest: bytes = b"") -> Block:
-        """The payload is complete: ``nbytes`` of the reservation are kept, the rest is freed.
+    def commit(self, request: str, block: Block, nbytes: int, digest: bytes = b"", note: object = None) -> Block:
+        """The payload is complete: ``nbytes`` of the reservation are kept, the rest is freed; ``note`` is kept with it.
 
         Returns the block that holds this content, leased to ``request``: another one if equal content came first.
         """
@@ -146,13 +147,13 @@ class Arena:
             raise ValueError(f"{nbytes} bytes were written into a block of {block.size}")
         known = self._by_digest.get(digest) if digest else None
         if known is not None:
-            self._counts["hits"] += 1
+            self._counts["hits"] += 1  # it came while this one was written
             self.lease(request, [known])  # first: what is cancelled may make somebody reserve, and evict
             self.cancel(block)
             return known
         self._allocator.trim(block.offset - self._first, nbytes)
         self._account("reserved", -block.size)
-        block.size, block.nbytes, block.digest = pages(nbytes), nbytes, digest
+        block.size, block.nbytes, block.digest, block.note = pages(nbytes), nbytes, digest, note
         self._account("cached", block.size)
         self._cached[block.offset] = block
         if digest:
@@ -168,10 +169,12 @@ class Arena:
         self._memory.view[block.offset : block.offset + len(data)] = data
         return self.commit(request, block, len(data), digest)
 
-    def find(self, digest: bytes) -> Block | None:
-        """The block of that content, if it is there."""
+    def find(self, request: str, digest: bytes) -> Block | None:
+        """The block of that content, leased to ``request``; None if it is not there."""
         found = self._by_digest.get(digest)
-        self._counts["hits"] += found is not None
+        if found is not None:
+            self._counts["hits"] += 1
+            self.lease(request, [found])
         return found
 
     # ------------------------------------------------------------------ leases
@@ -182,6 +185,17 @@ class Arena:
         for block in blocks:
             self._change(block, leases=1, wanted=0 if lease.ended else 1)
             lease.blocks.append(block)
+
+    def unlease(self, request: str, block: Block) -> None:
+        """The request, not dispatched yet, does without a block that it found. Ended requests: nothing happens."""
+        lease = self._leases.get(request)
+        if lease is None or block not in lease.blocks:
+            return
+        self._counts["hits"] -= 1
+        lease.blocks.remove(block)
+        self._change(block, leases=-1, wanted=0 if lease.ended else -1)
+        if not lease.blocks:
+            del self._leases[request]
 
     def dispatch(self, request: str, readers: Iterable[int]) -> None:
         """From now on these readers may read the request's blocks, until each has acknowledged as often."""

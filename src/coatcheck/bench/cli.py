@@ -45,6 +45,7 @@ def engine(
     input: Annotated[str, typer.Option(help="http: a whole server; tensors: prebuilt, to bare ranks.")] = "http",
     runner: Annotated[str, typer.Option(help="model, or null: a sleep in place of the forward pass.")] = "model",
     step_ms: Annotated[float, typer.Option(help="Milliseconds that the null runner's step sleeps.")] = 0.0,
+    pixels: Annotated[str, typer.Option(help="Payloads by handle: uint8 or float32, as the others.")] = "uint8",
     arena_mib: Annotated[int, typer.Option(help="Shared memory for payloads.")] = 1024,
     rounds: Annotated[int, typer.Option(help="Rounds; strategies take turns in each.")] = 5,
     seed: Annotated[int, typer.Option(help="Of the workload.")] = 0,
@@ -72,6 +73,7 @@ def engine(
         text_tokens=text_tokens,
         output_tokens=output_tokens,
         input=input,
+        pixels=pixels,  # type: ignore[arg-type]  # checked there
         arena_mib=arena_mib,
         rounds=rounds,
         seed=seed,

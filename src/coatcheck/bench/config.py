@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
 from coatcheck.errors import ConfigError
+from coatcheck.messages import PixelForm
 
 INPUTS = ("http", "tensors")
 
@@ -34,6 +36,7 @@ class BenchConfig:
     text_tokens: int = 16  # of each prompt, beside the images; input "tensors" only
     output_tokens: int = 16
     input: str = "tensors"  # http: a whole server, images as JPEG; tensors: prebuilt, straight to the ranks
+    pixels: PixelForm = "uint8"  # under strategies with handles; the others carry float32
     arena_mib: int = 1024  # for payloads, under strategies with handles
     rounds: int = 5
     seed: int = 0
@@ -47,6 +50,8 @@ class BenchConfig:
         for name in ("tp", "concurrency", "requests", "text_tokens", "output_tokens", "arena_mib", "rounds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is less than 1")
+        if self.pixels not in get_args(PixelForm):
+            raise ConfigError(f"--pixels: {self.pixels!r} is not one of {', '.join(get_args(PixelForm))}")
         if self.images_per_request < 0:
             raise ConfigError(f"--images-per-request: {self.images_per_request} is less than 0")
         parse_image(self.image)

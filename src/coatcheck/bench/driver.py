@@ -20,9 +20,8 @@ class Heard:
 class Driver(Protocol):
     """An engine that is up."""
 
-    @property
-    def payload_bytes(self) -> int:
-        """Of one request, as the ranks receive it; 0 if only the ranks' traces can tell."""
+    def payload_bytes(self, strategy: str) -> int:
+        """Of one request, as the ranks receive it under that strategy."""
         ...
 
     @property

@@ -64,9 +64,15 @@ async def measure(config: BenchConfig, start: Open, progress: Progress) -> Repor
                         await run_round(driver, strategy, number, config.requests, config.concurrency, progress.done)
                     )
         traces = _traces(directory, config.tp)
-        sizes = driver.payload_bytes, driver.prompt_tokens
+        tokens = driver.prompt_tokens
     runs = [
-        _run(config, strategy, [sampled(one, traces) for one in rounds], inputs[strategy], sizes)
+        _run(
+            config,
+            strategy,
+            [sampled(one, traces) for one in rounds],
+            inputs[strategy],
+            (driver.payload_bytes(strategy), tokens),
+        )
         for strategy, rounds in raw.items()
     ]
     after = environment()["load_average"]

@@ -16,7 +16,7 @@ import psutil
 from coatcheck.bench.config import BenchConfig
 from coatcheck.bench.driver import Heard
 from coatcheck.bench.server import ServerProcess
-from coatcheck.bench.workload import MODEL_NAME
+from coatcheck.bench.workload import MODEL_NAME, TensorWorkload
 
 REQUEST_S = 300.0  # of a closed loop: includes waiting for all that are under way
 
@@ -25,17 +25,17 @@ class HttpDriver:
     """A :class:`coatcheck.bench.driver.Driver`. ``async with`` starts the server and, in the end, stops it."""
 
     def __init__(
-        self, config: BenchConfig, bodies: Sequence[bytes], payload_bytes: int, trace: Path, verify: bool
+        self, config: BenchConfig, bodies: Sequence[bytes], workload: TensorWorkload, trace: Path, verify: bool
     ) -> None:
+        """``workload``: tells the payloads' sizes."""
         self._bodies = bodies
-        self._payload_bytes = payload_bytes
+        self._workload = workload
         self._prompt_tokens = 0
         self._server = ServerProcess(*_options(config, max(map(len, bodies)), trace, verify))
 
-    @property
-    def payload_bytes(self) -> int:
+    def payload_bytes(self, strategy: str) -> int:
         """See :class:`coatcheck.bench.driver.Driver`."""
-        return self._payload_bytes
+        return self._workload.payload_bytes(strategy)
 
     @property
     def prompt_tokens(self) -> int:
@@ -124,6 +124,7 @@ def _options(config: BenchConfig, body_bytes: int, trace: Path, verify: bool) ->
         "--encode-patches": config.engine.encode_patches,
         "--runner": config.engine.runner,
         "--step-ms": config.engine.step_ms,
+        "--pixels": config.pixels,
         "--arena-mib": config.arena_mib,
         "--arena-wait": REQUEST_S,
         "--trace": trace,

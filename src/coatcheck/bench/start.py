@@ -17,4 +17,4 @@ def starter(config: BenchConfig) -> Open:
     if config.input == "tensors":
         return lambda trace, verify: TensorDriver(config, workload, trace, verify)
     bodies = http_bodies(config)
-    return lambda trace, verify: HttpDriver(config, bodies, workload.payload_bytes, trace, verify)
+    return lambda trace, verify: HttpDriver(config, bodies, workload, trace, verify)

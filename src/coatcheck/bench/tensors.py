@@ -45,15 +45,14 @@ class TensorDriver:
         """Where payloads are under strategies with handles."""
         return self._rooms.arena
 
-    @property
-    def payload_bytes(self) -> int:
+    def payload_bytes(self, strategy: str) -> int:
         """See :class:`coatcheck.bench.driver.Driver`."""
-        return self._workload.payload_bytes
+        return self._workload.payload_bytes(strategy)
 
     @property
     def prompt_tokens(self) -> int:
         """See :class:`coatcheck.bench.driver.Driver`."""
-        return len(self._workload.prompt[0])
+        return len(self._workload.prompt("float32")[0])
 
     def pids(self) -> dict[str, int]:
         """See :class:`coatcheck.bench.driver.Driver`."""

@@ -6,20 +6,24 @@ import base64
 import io
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from coatcheck.bench.config import BenchConfig
 from coatcheck.engine.checkpoint import read_config
 from coatcheck.errors import ConfigError
-from coatcheck.messages import Arrived, Item, Sampling, Tensor
-from coatcheck.wire import Buffer
+from coatcheck.messages import Arrived, Item, PixelForm, Sampling, Tensor
+from coatcheck.pixels import PixelTable, image_processor
+from coatcheck.strategies.table import NEED_ARENA, carrier_named
+from coatcheck.wire import Buffer, nbytes
 
-SHIFT = 4096  # bytes by which one request's payload lies after its predecessor's
+SHIFT = 7  # patches by which one request's payload lies after its predecessor's: more than a page in either form
 QUESTION = "Describe the image."
 MODEL_NAME = "bench"  # as the server under measurement is told to call it
 
@@ -29,60 +33,69 @@ class Geometry:
     """One image as the model's processor would cut it."""
 
     grid: tuple[int, int, int]  # (t, h, w) in patches
-    width: int  # values per patch
     tokens: int
 
     @property
-    def shape(self) -> tuple[int, int]:
-        return self.grid[1] * self.grid[2], self.width
-
-    @property
-    def nbytes(self) -> int:
-        return self.shape[0] * self.shape[1] * 4
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1] * self.grid[2]
 
 
 class TensorWorkload:
     """Requests as the front end would send them, pixels drawn from a seed.
 
-    All payloads are different windows into one buffer, so that any number of requests takes the memory of one.
+    All payloads are different windows into one buffer, so that any number of requests takes the memory of one. Compact
+    and wide pixels are the same ones: strategies differ in what they carry, not in what the model gets.
     """
 
     def __init__(self, config: BenchConfig) -> None:
         self._config = config
         self._model = read_config(config.model)
-        self.image = _geometry(config, self._model)
-        values = (self.payload_bytes + config.requests * SHIFT) // 4
-        pixels = np.random.default_rng(config.seed).standard_normal(values, dtype=np.float32)
-        self._pixels = pixels.data.cast("B")
-
-    @property
-    def payload_bytes(self) -> int:
-        """Of one request."""
-        return self.image.nbytes * self._config.images_per_request
+        self.image = _geometry(config)
+        self._table = PixelTable.of(image_processor(config.model))
+        rows = self.image.patches * config.images_per_request + config.requests * SHIFT
+        width = self._table.compact_widths[0]
+        self._compact = np.random.default_rng(config.seed).integers(0, 256, (rows, width), dtype=np.uint8)
 
     @cached_property
-    def prompt(self) -> tuple[tuple[int, ...], tuple[Item, ...]]:
+    def _wide(self) -> NDArray[np.float32]:
+        wide: NDArray[np.float32] = self._table.widen(torch.from_numpy(self._compact)).numpy()
+        return wide
+
+    def form(self, strategy: str) -> PixelForm:
+        """How pixels travel under a strategy: the contenders without handles carry what SGLang sends."""
+        return self._config.pixels if carrier_named(strategy) in NEED_ARENA else "float32"
+
+    def payload_bytes(self, strategy: str) -> int:
+        """Of one request, as the ranks receive it."""
+        return sum(nbytes(item.pixels) for item in self.prompt(self.form(strategy))[1])
+
+    @cache  # noqa: B019 - lives as long as the process
+    def prompt(self, form: PixelForm) -> tuple[tuple[int, ...], tuple[Item, ...]]:
         """Ids and items, the same for all requests but for the first text token (:meth:`request`)."""
+        width = self._table.compact_widths[0] if form == "uint8" else self._table.width
         rng = np.random.default_rng((self._config.seed, 1))
         ids = rng.integers(0, self._model["vision_start_token_id"], self._config.text_tokens).tolist()
         items = []
         for index in range(self._config.images_per_request):
             ids.append(self._model["vision_start_token_id"])
-            items.append(Item(Tensor(index, self.image.shape, "float32"), self.image.grid, len(ids), self.image.tokens))
+            pixels = Tensor(index, (self.image.patches, width), form)
+            items.append(Item(pixels, self.image.grid, len(ids), self.image.tokens))
             ids += [self._model["image_token_id"]] * self.image.tokens
             ids.append(self._model["vision_end_token_id"])
         return tuple(ids), tuple(items)
 
     def request(self, index: int, name: str, strategy: str, verify: bool) -> tuple[Arrived, list[Buffer]]:
         """Request ``index`` of the workload."""
-        ids, items = self.prompt
+        form = self.form(strategy)
+        ids, items = self.prompt(form)
         first = index % self._model["vision_start_token_id"]
-        start, size = index * SHIFT, self.image.nbytes
-        frames: list[Buffer] = [self._pixels[start + at * size : start + (at + 1) * size] for at in range(len(items))]
+        pixels = self._compact if form == "uint8" else self._wide
+        starts = [index * SHIFT + at * self.image.patches for at in range(len(items))]
+        frames: list[Buffer] = [pixels[start : start + self.image.patches].data.cast("B") for start in starts]
         return Arrived(name, strategy, (first, *ids[1:]), items, Sampling(self._config.output_tokens), verify), frames
 
 
-def _geometry(config: BenchConfig, model: dict[str, Any]) -> Geometry:
+def _geometry(config: BenchConfig) -> Geometry:
     path = config.model / "preprocessor_config.json"
     try:
         processor = json.loads(path.read_text())
@@ -97,9 +110,8 @@ def _geometry(config: BenchConfig, model: dict[str, Any]) -> Geometry:
         height, width = smart_resize(height, width, patch * merge, least, most)
     except ValueError as error:
         raise ConfigError(f"--image: {config.image}: {error}") from error
-    values = model["vision_config"].get("in_channels", 3) * model["vision_config"]["temporal_patch_size"] * patch**2
     h, w = height // patch, width // patch
-    return Geometry((1, h, w), values, h * w // merge**2)
+    return Geometry((1, h, w), h * w // merge**2)
 
 
 def http_bodies(config: BenchConfig) -> list[bytes]:

@@ -88,11 +88,14 @@ class NullRunner:
 
 
 def checksum(inputs: MultimodalInputs) -> int:
-    """An int64 over one value of every page of the pixels, and over ids and positions."""
+    """An int64 over one value of every page of the wide pixels, and over ids and positions."""
     total = inputs.ids.sum() + inputs.positions.sum() * 31
     for item in inputs.items:
-        flat = item.pixels.reshape(-1)
-        words = torch.cat([flat[:: PAGE // flat.element_size()], flat[-1:]]).view(torch.int32)
+        width = item.pixels.shape[1] if item.table is None else item.table.width
+        values = len(item.pixels) * width
+        where = torch.cat([torch.arange(0, values, PAGE // 4), torch.tensor([values - 1])])
+        sampled = item.pixels.flatten()[where] if item.table is None else item.table.at(item.pixels, where)
+        words = sampled.view(torch.int32)
         total = total * 31 + (words.to(torch.int64) * torch.arange(1, len(words) + 1)).sum()
     return int(total)
 

@@ -11,7 +11,7 @@ import torch
 from coatcheck.engine.attention import KVPool, Packed, Segment
 from coatcheck.engine.sampling import Sampler
 from coatcheck.messages import Admit, Sampling, Work
-from coatcheck.strategies.inputs import MultimodalInputs
+from coatcheck.strategies.inputs import MultimodalInputs, MultimodalItem
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Runner(Protocol):
 @dataclass
 class _Running:
     inputs: MultimodalInputs  # without pixels
-    pixels: dict[int, torch.Tensor]  # by item, until it is encoded: a view may pin a buffer of many requests
+    pictures: dict[int, MultimodalItem]  # with pixels, until encoded: a view may pin a buffer of many requests
     kv_start: int
     sampler: Sampler
     features: dict[int, torch.Tensor] = field(default_factory=dict)  # by item: (count, hidden), until prefill passed it
@@ -77,9 +77,9 @@ class ModelRunner:
 
     def admit(self, admit: Admit, inputs: MultimodalInputs, sampling: Sampling) -> None:
         """See :class:`Runner`."""
-        pixels = {index: item.pixels for index, item in enumerate(inputs.items)}
         bare = replace(inputs, items=tuple(replace(item, pixels=item.pixels[:0].clone()) for item in inputs.items))
-        self._running[admit.request] = _Running(bare, pixels, admit.kv_start, Sampler(sampling))
+        pictures = dict(enumerate(inputs.items))
+        self._running[admit.request] = _Running(bare, pictures, admit.kv_start, Sampler(sampling))
 
     def release(self, request: str) -> None:
         """See :class:`Runner`."""
@@ -117,7 +117,7 @@ class ModelRunner:
         item = running.inputs.items[index]
         weight = self._embed.weight
         try:
-            pixels = running.pixels.pop(index).to(self._device, weight.dtype)
+            pixels = running.pictures.pop(index).wide(self._device).to(weight.dtype)
             grid = torch.tensor([item.grid], device=self._device)
             features: torch.Tensor = self._visual(pixels, grid_thw=grid).pooler_output
             return features.to(weight.dtype)

@@ -24,7 +24,7 @@ from coatcheck.frontend.metrics import Metrics
 from coatcheck.frontend.responses import Completion, failure
 from coatcheck.frontend.rooms import Rooms
 from coatcheck.frontend.workers import WorkerPool
-from coatcheck.messages import Arrived, Processed
+from coatcheck.messages import Arrived, PixelForm, Processed
 from coatcheck.strategies.table import NEED_ARENA, carrier_named
 
 log = logging.getLogger("coatcheck.frontend")
@@ -102,7 +102,7 @@ class Chat:
         request = secrets.token_hex(16)
         async with until_client_leaves(receive):
             with self._rooms.held(request) if self._rooms is not None else nullcontext():
-                processed, frames = await self._pool.process(body, self._holder(request, strategy))
+                processed, frames = await self._pool.process(body, *self._payloads(request, strategy))
                 del body
                 place.hold(sum(map(len, frames)))
                 stream = self._ask(request, strategy, processed, frames)
@@ -119,9 +119,14 @@ class Chat:
                     else:
                         await self._whole(reply, completion, first, stream)
 
-    def _holder(self, request: str, strategy: str) -> str:
-        """Who leases the payloads' blocks; "" if they do not go into the arena."""
-        return request if self._rooms is not None and carrier_named(strategy) in NEED_ARENA else ""
+    def _payloads(self, request: str, strategy: str) -> tuple[PixelForm, str]:
+        """The payloads' form, and who leases their blocks; "" if they do not go into the arena.
+
+        The strategies without handles carry what SGLang sends: they are what handles are compared with.
+        """
+        if self._rooms is None or carrier_named(strategy) not in NEED_ARENA:
+            return "float32", ""
+        return self._config.pixels, request
 
     def _ask(
         self, request: str, strategy: str, processed: Processed, frames: list[memoryview]

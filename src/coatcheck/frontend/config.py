@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from coatcheck.errors import ConfigError
+from coatcheck.messages import PixelForm
 
 MEBI = 1 << 20
 
@@ -31,6 +32,7 @@ class FrontendConfig:
     max_waiting: int = 256  # requests in the house, from body to last token, before 503
     max_held_bytes: int = 2048 * MEBI  # bodies and payloads in the house that no rank has taken yet, before 503
     allow_remote_images: bool = False  # fetch http(s) image URLs; never from addresses that are not public
+    pixels: PixelForm = "uint8"  # how payloads travel by handle; float32: as under the strategies without
     arena_bytes: int = 1024 * MEBI  # shared memory for payloads, taken at start; 0: none, and no handles
     arena_wait_s: float = 10.0  # for room in a full arena, before 503
     remote_timeout_s: float = 10.0  # for one image, redirects included
@@ -55,6 +57,7 @@ class FrontendConfig:
         for name in ("remote", "worker_start", "job", "request", "shutdown"):
             seconds = getattr(self, f"{name}_timeout_s")
             self._require(f"{name}_timeout", seconds, 0 < seconds <= 86400, "above 0, at most 86400 seconds")
+        self._require("pixels", self.pixels, self.pixels in get_args(PixelForm), " or ".join(get_args(PixelForm)))
         self._require("arena-bytes", self.arena_bytes, self.arena_bytes >= 0, "0 or more")
         self._require("arena-wait", self.arena_wait_s, 0 < self.arena_wait_s <= 3600, "above 0, at most 3600 seconds")
         self._require("default-max-tokens", self.default_max_tokens, self.default_max_tokens >= 1, "1 or more")

@@ -11,6 +11,8 @@ import base64
 import binascii
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -34,10 +36,9 @@ def from_data_url(url: str, param: str) -> bytes:
         raise BadRequest("The data URL is not valid base64", param=param, code="invalid_base64") from None
 
 
-def to_rgb(data: bytes, max_pixels: int, param: str) -> Image.Image:
-    """Decodes ``data`` to mode RGB. Raises BadRequest; an image over ``max_pixels`` is refused before it is decoded."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's notes on odd metadata, and its own pixel limit: ours is checked
+def opened(data: bytes, max_pixels: int, param: str) -> Image.Image:
+    """The image, its header read and nothing decoded. Raises BadRequest, also for one over ``max_pixels``."""
+    with _quiet():
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except UnidentifiedImageError:
@@ -48,15 +49,28 @@ def to_rgb(data: bytes, max_pixels: int, param: str) -> Image.Image:
             raise _too_large("more pixels than any limit", max_pixels, param) from None
         except Exception as error:  # Pillow's parsers raise whatever they trip over in corrupt data
             raise _broken(error, param) from None
-        with image:
-            _check_size(image.size, max_pixels, param)
-            try:
-                image.load()
-                return _flatten(_upright(image))
-            except Image.DecompressionBombError:
-                raise _too_large("more pixels than any limit", max_pixels, param) from None
-            except Exception as error:  # as above
-                raise _broken(error, param) from None
+        _check_size(image.size, max_pixels, param)
+        return image
+
+
+def to_rgb(image: Image.Image, max_pixels: int, param: str) -> Image.Image:
+    """Decodes what was opened to mode RGB. Raises BadRequest."""
+    with _quiet():
+        try:
+            image.load()
+            return _flatten(_upright(image))
+        except Image.DecompressionBombError:
+            raise _too_large("more pixels than any limit", max_pixels, param) from None
+        except Exception as error:  # as above
+            raise _broken(error, param) from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's notes on odd metadata, and its own pixel limit: ours is checked."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _check_size(size: tuple[int, int], max_pixels: int, param: str) -> None:

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-import PIL
-import transformers
-from blake3 import blake3
-from PIL import Image
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+import msgspec
 
 from coatcheck.errors import BadRequest, ConfigError
 from coatcheck.frontend import images, model_files, request
 from coatcheck.frontend.config import FrontendConfig
+from coatcheck.frontend.desk import Room
+from coatcheck.frontend.pictures import Cutter, Picture
 from coatcheck.frontend.prompt import PromptEncoder, too_long
 from coatcheck.frontend.remote import RemoteImages
-from coatcheck.messages import Item, Processed, Sampling, Tensor
-
-Pixels = npt.NDArray[np.float32]
-
-
-class _Image(NamedTuple):
-    pixels: Pixels
-    grid: tuple[int, int, int]
-    digest: bytes  # identity: of the encoded bytes, under a key that stands for how they are processed
+from coatcheck.messages import Item, Job, PixelForm, Processed, Sampling, Stored
 
 
 class Processor:
@@ -39,15 +26,10 @@ class Processor:
         self._prompt = PromptEncoder(config.model_dir)
         self._stop_ids = model_files.stop_ids(config.model_dir) or self._prompt.stop_ids
         self._remote = RemoteImages(config)
-        try:
-            self._images: Any = Qwen2VLImageProcessorPil.from_pretrained(str(config.model_dir), local_files_only=True)
-        except Exception as error:  # as for the tokenizer
-            raise ConfigError(f"--model: {config.model_dir} has no usable preprocessor_config.json: {error}") from error
-        how = f"{transformers.__version__} {PIL.__version__} {self._images.to_json_string()}"
-        self._key = blake3(how.encode()).digest()  # the same bytes, processed otherwise, are another item
+        self._cutter = Cutter(config)
 
-    def process(self, job: int, body: bytes | memoryview) -> tuple[Processed, list[Pixels]]:
-        """The request and, per item, its pixels: float32, contiguous, (patches, channels * temporal * patch * patch).
+    def process(self, job: Job, body: bytes | memoryview, room: Room) -> Processed:
+        """The request; its items' pixels, in the form that the job wants, are where ``room`` says.
 
         Raises BadRequest for anything that is the client's fault.
         """
@@ -63,10 +45,10 @@ class Processor:
             raise too_long(
                 f"The prompt has {len(prompt)} tokens, which leaves no room for an answer: longer", self._context
             )
-        made = [self._image(url, param) for param, url in sources]
-        ids, items = self._expand(prompt, made)
-        processed = Processed(
-            job=job,
+        pictures = [self._picture(url, param) for param, url in sources]
+        ids, items = self._expand(prompt, self._items(pictures, job.pixels, room))
+        return Processed(
+            job=job.job,
             ids=ids,
             items=items,
             sampling=self._sampling(chat, len(ids)),
@@ -74,9 +56,8 @@ class Processor:
             include_usage=bool(chat.stream_options and chat.stream_options.include_usage),
             stop=chat.stop_strings,
         )
-        return processed, [image.pixels for image in made]
 
-    def _image(self, url: str, param: str) -> _Image:
+    def _picture(self, url: str, param: str) -> Picture:
         scheme = url[:6].lower()
         if scheme.startswith("data:"):
             data = images.from_data_url(url, param)
@@ -84,31 +65,33 @@ class Processor:
             data = self._remote.fetch(url, param)
         else:
             raise BadRequest("An image must be a data: URL or an http(s) URL", param=param, code="invalid_image_url")
-        pixels, grid = self.pixels(images.to_rgb(data, self._config.max_pixels, param))
-        return _Image(pixels, grid, blake3(data, key=self._key).digest())
+        return self._cutter.open(data, param)
 
-    def pixels(self, image: Image.Image) -> tuple[Pixels, tuple[int, int, int]]:
-        """An RGB image as patches, with its grid (t, h, w)."""
-        made = self._images(images=[image], return_tensors="np")
-        t, h, w = (int(n) for n in made["image_grid_thw"][0])
-        return np.ascontiguousarray(made["pixel_values"], dtype=np.float32), (t, h, w)
+    def _items(self, pictures: list[Picture], form: PixelForm, room: Room) -> list[Item]:
+        """Each picture decoded and put where there is room for it, unless it is there already."""
+        places = room([picture.want(form) for picture in pictures]) if pictures else ()
+        items = []
+        for picture, place in zip(pictures, places, strict=True):
+            if isinstance(place, Stored):
+                items.append(place.item)
+                continue
+            values, grid = picture.make(form)
+            t, h, w = grid
+            count = t * h * w // self._cutter.merge**2
+            items.append(Item(place(values, form), grid, 0, count, picture.digest))
+        return items
 
-    def _expand(self, prompt: list[int], made: list[_Image]) -> tuple[tuple[int, ...], tuple[Item, ...]]:
-        """Each placeholder becomes as many as its image has embeddings."""
+    def _expand(self, prompt: list[int], made: list[Item]) -> tuple[tuple[int, ...], tuple[Item, ...]]:
+        """Each placeholder becomes as many as its item has embeddings."""
         ids: list[int] = []
         items: list[Item] = []
         for token in prompt:
             if token != self._prompt.image_id:
                 ids.append(token)
                 continue
-            at = len(items)
-            image = made[at]
-            t, h, w = image.grid
-            count = t * h * w // self._images.merge_size**2
-            rows, columns = image.pixels.shape
-            tensor = Tensor(frame=at, shape=(rows, columns), dtype="float32")
-            items.append(Item(pixels=tensor, grid=image.grid, start=len(ids), count=count, digest=image.digest))
-            ids.extend([token] * count)
+            item = made[len(items)]
+            items.append(msgspec.structs.replace(item, start=len(ids)))
+            ids.extend([token] * item.count)
         return tuple(ids), tuple(items)
 
     def _sampling(self, chat: request.ChatRequest, prompt: int) -> Sampling:

@@ -5,6 +5,7 @@ Invariants:
 * First come, first served: nobody overtakes, so a large payload is not starved by small ones.
 * A request gets room for all its payloads or for none: two that hold a part each cannot wait for each other.
 * Waiting is bounded by ``wait_s``.
+* Content that is there already needs no room; it is leased in the moment in which the rest is reserved, not before.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import msgspec
 
 from coatcheck.arena import Arena, ArenaStatistics, Block
 from coatcheck.errors import ArenaFull, BadRequest, Overloaded, WireError
-from coatcheck.messages import Arrived, Handle, Item
+from coatcheck.messages import Arrived, Handle, Item, Place, Stored, Want
 from coatcheck.wire import Buffer, nbytes
 
 
@@ -33,10 +34,27 @@ class RoomStatistics:
     turned_away: int  # that waited in vain
 
 
+@dataclass(frozen=True)
+class Room:
+    """For one payload: a reserved block, or one that has its content already and is leased to the request."""
+
+    block: Block
+    stored: bool
+
+    @property
+    def place(self) -> Place | Stored:
+        """What the worker is told."""
+        if not self.stored:
+            return Place(self.block.offset, self.block.nonce)
+        assert isinstance(self.block.note, Item)
+        return Stored(self.block.note)
+
+
 @dataclass(eq=False)
 class _Waiting:
-    sizes: Sequence[int]
-    blocks: asyncio.Future[list[Block]]
+    request: str
+    wants: Sequence[Want]
+    rooms: asyncio.Future[list[Room]]
 
 
 class Rooms:
@@ -50,38 +68,38 @@ class Rooms:
         self._waited = self._turned_away = 0
         arena.on_room(self._serve)
 
-    async def reserve(self, sizes: Sequence[int]) -> list[Block]:
-        """A block for each payload (bytes), in order. Whoever gets them commits or cancels each.
+    async def reserve(self, request: str, wants: Sequence[Want]) -> list[Room]:
+        """Room for each payload, in order. Whoever gets it checks in or cancels.
 
         Raises BadRequest (413) if they could never fit together, Overloaded if there is no room in time.
         """
-        if sum(sizes) > self.arena.capacity:
+        size = sum(want.nbytes for want in wants)
+        if size > self.arena.capacity:
             raise BadRequest(
-                f"The request's payloads have {sum(sizes)} bytes; this server's arena has {self.arena.capacity}",
+                f"The request's payloads have {size} bytes; this server's arena has {self.arena.capacity}",
                 param="messages",
                 code="payload_too_large",
                 status=413,
             )
-        waiting = _Waiting(sizes, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(request, wants, asyncio.get_running_loop().create_future())
         self._line.append(waiting)
         self._serve()
-        if not waiting.blocks.done():
+        if not waiting.rooms.done():
             self._waited += 1
         try:
-            await asyncio.wait([waiting.blocks], timeout=self._wait_s)
+            await asyncio.wait([waiting.rooms], timeout=self._wait_s)
         except asyncio.CancelledError:
             self._leave(waiting)
             raise
-        if waiting.blocks.done():
-            return waiting.blocks.result()
+        if waiting.rooms.done():
+            return waiting.rooms.result()
         self._leave(waiting)
         self._turned_away += 1
-        raise Overloaded(f"The arena had no room for {sum(sizes)} bytes within {self._wait_s:g} s")
+        raise Overloaded(f"The arena had no room for {size} bytes within {self._wait_s:g} s")
 
     def _leave(self, waiting: _Waiting) -> None:
-        if waiting.blocks.done():
-            for block in waiting.blocks.result():
-                self.arena.cancel(block)
+        if waiting.rooms.done():
+            self.cancel(waiting.request, waiting.rooms.result())
         else:
             self._line.remove(waiting)
             self._serve()
@@ -93,59 +111,73 @@ class Rooms:
         self._serving = True
         try:
             while self._line:
-                blocks = self._take(self._line[0].sizes)
-                if blocks is None:
+                rooms = self._take(self._line[0])
+                if rooms is None:
                     return
-                self._line.popleft().blocks.set_result(blocks)
+                self._line.popleft().rooms.set_result(rooms)
         finally:
             self._serving = False
 
-    def _take(self, sizes: Iterable[int]) -> list[Block] | None:
-        blocks: list[Block] = []
+    def _take(self, waiting: _Waiting) -> list[Room] | None:
+        known = [self.arena.find(waiting.request, want.digest) for want in waiting.wants]  # first: so none is evicted
+        rooms = [Room(block, True) if block is not None else None for block in known]
+        full = False
         try:
-            for size in sizes:
-                blocks.append(self.arena.reserve(size))
+            for at, want in enumerate(waiting.wants):
+                rooms[at] = rooms[at] or Room(self.arena.reserve(want.nbytes), False)
         except ArenaFull:
-            for block in blocks:
-                self.arena.cancel(block)
+            full = True
+        taken = [room for room in rooms if room is not None]
+        if full:
+            self.cancel(waiting.request, taken)
             return None
-        return blocks
+        return taken
 
-    def cancel(self, blocks: Iterable[Block]) -> None:
-        """Gives reserved blocks back, once nobody can write to them any more."""
-        for block in blocks:
-            self.arena.cancel(block)
+    def cancel(self, request: str, rooms: Iterable[Room]) -> None:
+        """Gives room back, once nobody can write to it any more and before the request is dispatched."""
+        for room in rooms:
+            if room.stored:
+                self.arena.unlease(request, room.block)
+            else:
+                self.arena.cancel(room.block)
 
-    def check_in(self, request: str, items: Sequence[Item], blocks: Sequence[Block]) -> tuple[Item, ...]:
+    def check_in(self, request: str, items: Sequence[Item], rooms: Sequence[Room]) -> tuple[Item, ...]:
         """Payloads are complete: commits the blocks and leases them to the request. Returns items with their handles.
 
         Equal content is stored once, so a handle may point elsewhere than where its payload was written. Raises
-        WireError, the blocks still reserved, if the items are not what the blocks were reserved for.
+        WireError, all room still taken, if the items are not what it was taken for.
         """
-        handles = [item.pixels for item in items if isinstance(item.pixels, Handle)]
-        places = [(block.offset, block.nonce) for block in blocks]
-        if len(handles) != len(items) or [(handle.offset, handle.nonce) for handle in handles] != places:
-            raise WireError("the items are not in the blocks that were reserved for them")
-        if any(nbytes(handle) > block.size for handle, block in zip(handles, blocks, strict=True)):
-            raise WireError("an item is larger than the block that was reserved for it")
-        made = []
-        for item, handle, reserved in zip(items, handles, blocks, strict=True):
-            block = self.arena.commit(request, reserved, nbytes(handle), item.digest)
-            stored = Handle(block.offset, block.nonce, handle.shape, handle.dtype)
-            made.append(msgspec.structs.replace(item, pixels=stored))
-        return tuple(made)
+        if len(items) != len(rooms):
+            raise WireError(f"{len(items)} items, and room for {len(rooms)}")
+        for item, room in zip(items, rooms, strict=True):
+            handle = item.pixels
+            if not isinstance(handle, Handle) or (handle.offset, handle.nonce) != (room.block.offset, room.block.nonce):
+                raise WireError("the items are not in the blocks that were reserved for them")
+            if nbytes(handle) > room.block.size:
+                raise WireError("an item is larger than the block that was reserved for it")
+        return tuple(self._check_in(request, item, room) for item, room in zip(items, rooms, strict=True))
+
+    def _check_in(self, request: str, item: Item, room: Room) -> Item:
+        assert isinstance(item.pixels, Handle)
+        if room.stored:
+            return item
+        block = self.arena.commit(request, room.block, nbytes(item.pixels), item.digest, item)
+        stored = Handle(block.offset, block.nonce, item.pixels.shape, item.pixels.dtype)
+        return msgspec.structs.replace(item, pixels=stored)
 
     async def put(self, arrived: Arrived, frames: Sequence[Buffer]) -> tuple[Arrived, list[Buffer]]:
         """The same request, its payloads copied into the arena and leased to it. Raises as ``reserve``."""
         views = [memoryview(frame).cast("B") for frame in frames]
-        blocks = await self.reserve([len(view) for view in views])
+        wants = [Want(len(view), item.digest) for item, view in zip(arrived.items, views, strict=True)]
+        rooms = await self.reserve(arrived.request, wants)
         items = []
-        for item, block, view in zip(arrived.items, blocks, views, strict=True):
-            with self.arena.writable(block) as place:
-                place[: len(view)] = view
-            pixels = Handle(block.offset, block.nonce, item.pixels.shape, item.pixels.dtype)
+        for item, room, view in zip(arrived.items, rooms, views, strict=True):
+            if not room.stored:
+                with self.arena.writable(room.block) as place:
+                    place[: len(view)] = view
+            pixels = Handle(room.block.offset, room.block.nonce, item.pixels.shape, item.pixels.dtype)
             items.append(msgspec.structs.replace(item, pixels=pixels))
-        return msgspec.structs.replace(arrived, items=self.check_in(arrived.request, items, blocks)), []
+        return msgspec.structs.replace(arrived, items=self.check_in(arrived.request, items, rooms)), []
 
     def dispatch(self, arrived: Arrived, ranks: int) -> None:
         """The request goes out to the ranks now: each will give its blocks back once (see RankLink)."""

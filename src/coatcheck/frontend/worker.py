@@ -10,20 +10,19 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
 import zmq
 
 from coatcheck import process, wire
-from coatcheck.arena import ArenaAddress, AttachedMemory
-from coatcheck.errors import BadRequest, ConfigError, WireError
+from coatcheck.arena import ArenaAddress
+from coatcheck.errors import BadRequest
 from coatcheck.frontend.config import FrontendConfig, from_json
-from coatcheck.messages import Failed, Grant, Handle, Job, Need, Processed, Refused, ToWorker, WorkerReady
+from coatcheck.frontend.desk import Desk, NoPlace
+from coatcheck.messages import Failed, Refused, WorkerReady
 
 if TYPE_CHECKING:
-    from coatcheck.frontend.processor import Pixels, Processor
+    from coatcheck.frontend.processor import Processor
 
 log = logging.getLogger("coatcheck.worker")
 
@@ -67,50 +66,12 @@ def serve(socket: zmq.Socket[bytes], config: FrontendConfig, arena: ArenaAddress
         answer(socket, processor, desk)
 
 
-class Desk:
-    """The worker's side of the arena: asks for room, and writes."""
-
-    def __init__(self, socket: zmq.Socket[bytes], address: ArenaAddress | None) -> None:
-        self._socket = socket
-        self._memory = AttachedMemory(address, writable=True) if address is not None else None
-        self._decode = wire.Decoder[ToWorker](ToWorker)
-
-    def job(self) -> tuple[Job, Sequence[memoryview]]:
-        """The next job and its frames."""
-        record, frames = wire.split(self._socket.recv_multipart(copy=False))
-        job = self._decode(record)
-        if not isinstance(job, Job):
-            raise WireError(f"a job was expected, {type(job).__name__} came")
-        return job, frames
-
-    def check_in(self, processed: Processed, pixels: Sequence[Pixels]) -> Processed:
-        """The same, its pixels in the arena. Raises NoPlace if there was no room; the front end knows why."""
-        if self._memory is None:
-            raise ConfigError("a job wants the arena, and there is none")
-        wire.send(self._socket, Need(processed.job, tuple(values.nbytes for values in pixels)))
-        granted = self._decode(self._socket.recv())
-        if not isinstance(granted, Grant) or granted.job != processed.job:
-            raise NoPlace
-        items = []
-        for item, values, (offset, nonce) in zip(processed.items, pixels, granted.places, strict=True):
-            self._memory.view[offset : offset + values.nbytes] = values.data.cast("B")
-            items.append(msgspec.structs.replace(item, pixels=Handle(offset, nonce, item.pixels.shape, "float32")))
-        return msgspec.structs.replace(processed, items=tuple(items))
-
-
-class NoPlace(Exception):
-    """The arena had no room."""
-
-
 def answer(socket: zmq.Socket[bytes], processor: Processor, desk: Desk) -> None:
     """Receives one job and sends exactly one answer back, whatever happens in it. Keeps nothing of it."""
     job, frames = desk.job()
     try:
-        processed, pixels = processor.process(job.job, frames[0])
-        if job.arena and pixels:
-            wire.send(socket, desk.check_in(processed, pixels))
-        else:
-            wire.send(socket, processed, [values.data.cast("B") for values in pixels])
+        payloads: list[memoryview] = []
+        wire.send(socket, processor.process(job, frames[0], desk.room(job, payloads)), payloads)
     except BadRequest as error:
         refused = Refused(job=job.job, message=str(error), param=error.param, code=error.code, status=error.status)
         wire.send(socket, refused)

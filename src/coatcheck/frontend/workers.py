@@ -18,11 +18,21 @@ import zmq
 import zmq.asyncio
 
 from coatcheck import process, wire
-from coatcheck.arena import Block
 from coatcheck.errors import BadRequest, Overloaded, WireError, WorkerFailed
 from coatcheck.frontend.config import FrontendConfig, to_json
-from coatcheck.frontend.rooms import Rooms
-from coatcheck.messages import Failed, FromWorker, Grant, Job, Need, NoRoom, Processed, Refused, WorkerReady
+from coatcheck.frontend.rooms import Room, Rooms
+from coatcheck.messages import (
+    Failed,
+    FromWorker,
+    Grant,
+    Job,
+    Need,
+    NoRoom,
+    PixelForm,
+    Processed,
+    Refused,
+    WorkerReady,
+)
 from coatcheck.private_socket import PrivateEndpoint
 
 log = logging.getLogger("coatcheck.frontend")
@@ -59,10 +69,11 @@ class WorkerStatistics:
 class _Task:
     job: int
     body: wire.Buffer
+    pixels: PixelForm
     answer: asyncio.Future[Answer]
     holder: str  # the request that leases what the worker puts into the arena; "": it does not
     asked: bool = False  # for room
-    blocks: list[Block] = field(default_factory=list)  # reserved for the worker to write to
+    rooms: list[Room] = field(default_factory=list)  # in the arena, that the worker was told of
     refusal: BadRequest | Overloaded | None = None  # why there was no room
 
 
@@ -125,8 +136,10 @@ class WorkerPool:
         """A worker has been ready, and the pool has not failed since: jobs are taken, if perhaps after a restart."""
         return self._settled.is_set() and self._failure is None and not self._closed
 
-    async def process(self, body: wire.Buffer, holder: str = "") -> Answer:
+    async def process(self, body: wire.Buffer, pixels: PixelForm = "float32", holder: str = "") -> Answer:
         """One request's body through a worker; the caller must not change ``body`` afterwards.
+
+        ``pixels``: the form that payloads are made in.
 
         With a ``holder`` payloads are in the arena, leased to it; the caller ends the holder in any case.
 
@@ -138,7 +151,7 @@ class WorkerPool:
             raise WorkerFailed(self._failure or "The workers are shut down")
         if len(self._waiting) >= self._config.max_waiting:
             raise Overloaded("Too many requests wait for a worker")
-        task = _Task(next(self._counts.numbers), body, asyncio.get_running_loop().create_future(), holder)
+        task = _Task(next(self._counts.numbers), body, pixels, asyncio.get_running_loop().create_future(), holder)
         self._waiting.append(task)
         self._dispatch()
         try:
@@ -199,7 +212,7 @@ class WorkerPool:
             worker.task = task
             why = f"took longer than {self._config.job_timeout_s:g} s"
             self._arm(worker, self._config.job_timeout_s, why)
-            message = [worker.identity, wire.encode(Job(task.job, bool(task.holder))), task.body]
+            message = [worker.identity, wire.encode(Job(task.job, task.pixels, bool(task.holder))), task.body]
             task.body = b""  # ZeroMQ holds it now
             self._send(worker, message)
 
@@ -232,17 +245,20 @@ class WorkerPool:
 
         async def grant() -> None:
             try:
-                blocks = await rooms.reserve(need.sizes)
+                made = await rooms.reserve(task.holder, need.wants)
             except (BadRequest, Overloaded) as error:
                 task.refusal = error
                 self._send(worker, [worker.identity, wire.encode(NoRoom(task.job))])
                 return
             if worker.task is not task:  # it died meanwhile
-                rooms.cancel(blocks)
-                return
-            task.blocks = blocks
-            places = tuple((block.offset, block.nonce) for block in blocks)
-            self._send(worker, [worker.identity, wire.encode(Grant(task.job, places))])
+                rooms.cancel(task.holder, made)
+            elif task.answer.done():  # nobody waits any more
+                rooms.cancel(task.holder, made)
+                self._send(worker, [worker.identity, wire.encode(NoRoom(task.job))])
+            else:
+                task.rooms = made
+                granted = Grant(task.job, tuple(room.place for room in made))
+                self._send(worker, [worker.identity, wire.encode(granted)])
 
         waiting = asyncio.create_task(grant(), name="coatcheck-room")
         self._grants.add(waiting)
@@ -285,19 +301,19 @@ class WorkerPool:
         if isinstance(record, Failed):
             raise WorkerFailed(record.message)
         wire.check_frames(record.items, frames)
-        if task.blocks and not task.answer.done():
+        if task.rooms and not task.answer.done():
             assert self._rooms is not None
-            items = self._rooms.check_in(task.holder, record.items, task.blocks)
-            task.blocks = []
+            items = self._rooms.check_in(task.holder, record.items, task.rooms)
+            task.rooms = []
             record = msgspec.structs.replace(record, items=items)
         return record, frames
 
     def _let_go(self, task: _Task) -> None:
-        """Blocks that the worker got and that came to nothing. Only once it cannot write to them any more."""
-        if task.blocks:
+        """Room that came to nothing. Only once the worker cannot write there any more."""
+        if task.rooms:
             assert self._rooms is not None
-            self._rooms.cancel(task.blocks)
-            task.blocks = []
+            self._rooms.cancel(task.holder, task.rooms)
+            task.rooms = []
 
     # ------------------------------------------------------------------- processes
 

@@ -25,6 +25,7 @@ from coatcheck.engine.runner import ModelRunner, Runner
 from coatcheck.engine.schedule import Schedule
 from coatcheck.errors import CoatcheckError, ConfigError
 from coatcheck.messages import RanksReady, Ready
+from coatcheck.pixels import PixelTable, image_processor
 from coatcheck.private_socket import PrivateEndpoint
 from coatcheck.process import die_with_parent, leave_signals_to_parent, set_name
 from coatcheck.ranks.available import Available, agree
@@ -96,6 +97,7 @@ def _serve(
         merge=vision.spatial_merge_size,
         width=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
         view=reader.view if reader is not None else no_arena_here,
+        table=_table(engine),
     )
     if around is not None:
         materialize = around(materialize, group.rank)
@@ -211,6 +213,14 @@ def _attach(address: ArenaAddress | None) -> tuple[ArenaReader | None, str]:
         return ArenaReader(address), ""
     except ConfigError as error:
         return None, str(error)
+
+
+def _table(engine: EngineConfig) -> PixelTable | None:
+    """None: this model's pixels travel wide only. The front end, which makes them, says why."""
+    try:
+        return PixelTable.of(image_processor(engine.model))
+    except ConfigError:
+        return None
 
 
 def _pool(engine: EngineConfig, group: Group, model: Any) -> KVPool:

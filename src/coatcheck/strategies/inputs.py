@@ -7,19 +7,25 @@ from dataclasses import dataclass
 
 import torch
 
+from coatcheck.pixels import PixelTable
+
 
 @dataclass(frozen=True)
 class MultimodalItem:
     """One image of a request."""
 
-    pixels: (
-        torch.Tensor
-    )  # (patches, width) float32, host memory, read-only by convention: it may view a received buffer
+    pixels: torch.Tensor  # (patches, values), host memory, read-only by convention: it may view a received buffer
     grid: tuple[int, int, int]  # (t, h, w) in patches
     start: int  # index in the prompt of its first placeholder token
     count: int  # placeholder tokens
     hash: int  # first 8 bytes of the item's digest
     pad_value: int  # stands for the item's tokens wherever prompts are compared; never a token id
+    table: PixelTable | None = None  # None: pixels are wide (float32), else they are compact (uint8)
+
+    def wide(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """(patches, width) float32 on ``device``, as the model's processor makes it. Compact pixels travel there so."""
+        pixels = self.pixels.to(device)
+        return pixels if self.table is None else self.table.widen(pixels)
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,11 @@ class MultimodalInputs:
     position_delta: int  # position of token i >= length is i + position_delta, on all three axes
 
     def digest(self) -> str:
-        """sha256 (hex) over ids, positions, grids and pixels, bit for bit. Debug mode and tests; reads every byte."""
+        """sha256 (hex) over ids, positions, grids and wide pixels, bit for bit. Debug mode and tests; slow."""
         state = hashlib.sha256()
         for tensor in (self.ids, self.positions, torch.tensor(self.position_delta)):
             state.update(tensor.contiguous().numpy().tobytes())
         for item in self.items:
             state.update(repr((item.grid, item.start, item.count, item.hash, item.pad_value)).encode())
-            state.update(item.pixels.contiguous().numpy().data.cast("B"))
+            state.update(item.wide().contiguous().numpy().data.cast("B"))
         return state.hexdigest()

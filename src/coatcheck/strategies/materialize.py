@@ -3,8 +3,8 @@
 Invalid items are dropped, each item gets its pad value from its digest, multimodal positions are computed, and
 tensors are made ready for the model. No pixel is copied: the tensors view the frames they came in, or the arena.
 
-What came as a frame is hashed (sha256 over the pixels) as SGLang hashes it, since that is part of what is compared;
-identity is the item's digest under every carrier.
+What came as a frame in SGLang's form, wide, is hashed as SGLang hashes it (sha256 over the pixels), since that is part
+of what is compared; identity is the item's digest under every carrier.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from typing import Protocol
 import torch
 
 from coatcheck.errors import MaterializeError, WireError
-from coatcheck.messages import Arrived, Handle, Item
+from coatcheck.messages import Arrived, Handle, Item, Tensor
+from coatcheck.pixels import PixelTable
 from coatcheck.strategies.inputs import MultimodalInputs, MultimodalItem
 from coatcheck.wire import Buffer, check_frames
 
 PAD_SHIFT = 1_000_000  # pad values start above every vocabulary; SGLang 0.5.23: MM_PAD_SHIFT_VALUE
 PAD_RANGE = 1 << 30  # and keep this many distinct values; SGLang 0.5.23: hash % (1 << 30)
 
+
+DTYPES = {"float32": torch.float32, "uint8": torch.uint8}
 
 View = Callable[[Handle], Buffer]
 """What a handle stands for, read-only, valid within the lease. Raises HandleInvalid or HandleStale."""
@@ -45,14 +48,14 @@ def no_arena(handle: Handle) -> Buffer:
     raise MaterializeError("a handle came, but this rank has no arena")
 
 
-def tensor_over(payload: Buffer, shape: Sequence[int]) -> torch.Tensor:
-    """float32 pixels over the payload, without a copy. Valid as long as the payload is."""
+def tensor_over(payload: Buffer, pixels: Tensor | Handle) -> torch.Tensor:
+    """Pixels over the payload, without a copy. Valid as long as the payload is."""
     with warnings.catch_warnings():
         # torch warns that writing through a tensor over read-only memory is undefined. Nobody writes: pixels are
         # read-only by contract (MultimodalItem), and a model that needs to write clones.
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        flat = torch.frombuffer(payload, dtype=torch.float32)
-    return flat.view(tuple(shape))
+        flat = torch.frombuffer(payload, dtype=DTYPES[pixels.dtype])
+    return flat.view(pixels.shape)
 
 
 def is_valid(item: Item) -> bool:
@@ -65,7 +68,8 @@ class Materialize:
     """A :data:`~coatcheck.strategies.base.Materializer` for one model.
 
     ``placeholder`` is the token id that stands for image tokens in a prompt; ``merge`` the edge, in patches, of the
-    square that becomes one token; ``width`` the values per patch; ``view`` gets at what handles stand for.
+    square that becomes one token; ``width`` the values per patch of wide pixels; ``view`` gets at what handles stand
+    for; ``table`` widens compact pixels (None: they are refused).
     """
 
     positions: Positions
@@ -73,6 +77,7 @@ class Materialize:
     merge: int
     width: int
     view: View = no_arena
+    table: PixelTable | None = None
 
     def __call__(self, arrived: Arrived, frames: Sequence[Buffer]) -> MultimodalInputs:
         """Raises MaterializeError if items, frames and prompt do not fit together."""
@@ -105,21 +110,26 @@ class Materialize:
 
     def _item(self, item: Item, frames: Sequence[Buffer]) -> MultimodalItem:
         t, h, w = item.grid
-        if item.pixels.dtype != "float32":
-            raise MaterializeError(f"pixels of dtype {item.pixels.dtype} are not normalized; float32 is wanted")
-        if item.pixels.shape != (t * h * w, self.width) or item.count * self.merge**2 != t * h * w:
+        compact = item.pixels.dtype == "uint8"
+        if compact and self.table is None:
+            raise MaterializeError("compact pixels came, but this model's pixels cannot be widened")
+        widths = self.table.compact_widths if compact and self.table is not None else (self.width,)
+        shapes = {(t * h * w, width) for width in widths}
+        if item.pixels.shape not in shapes or item.count * self.merge**2 != t * h * w:
             raise MaterializeError(f"grid {item.grid} does not fit pixels {item.pixels.shape} and {item.count} tokens")
         if isinstance(item.pixels, Handle):
             payload = self.view(item.pixels)
         else:
             payload = frames[item.pixels.frame]
-            hashlib.sha256(payload).digest()  # SGLang's identity, here only its cost
+            if not compact:
+                hashlib.sha256(payload).digest()  # SGLang's identity, here only its cost
         content = int.from_bytes(item.digest[:8], "big")
         return MultimodalItem(
-            pixels=tensor_over(payload, item.pixels.shape),
+            pixels=tensor_over(payload, item.pixels),
             grid=item.grid,
             start=item.start,
             count=item.count,
             hash=content,
             pad_value=PAD_SHIFT + content % PAD_RANGE,
+            table=self.table if compact else None,
         )
