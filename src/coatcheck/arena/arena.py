@@ -201,15 +201,19 @@ class Arena:
         """From now on these readers may read the request's blocks, until each has acknowledged as often."""
         self._leases[request].outstanding.update(readers)
 
-    def acknowledge(self, request: str, reader: int) -> None:
-        """The reader will not read for one dispatch of this request any more. Unknown requests: ignored."""
+    def acknowledge(self, request: str, reader: int) -> bool:
+        """The reader will not read for one dispatch of this request any more. Unknown requests: ignored.
+
+        True if no reader may be reading for it now: an owner who will not dispatch it again can ``end`` it.
+        """
         lease = self._leases.get(request)
         if lease is None:
-            return
+            return False
         lease.outstanding[reader] -= 1
         if lease.outstanding[reader] <= 0:
             del lease.outstanding[reader]
         self._settle(request, lease)
+        return not lease.outstanding
 
     def end(self, request: str) -> None:
         """Nobody wants the request's result any more. Unknown or ended: nothing happens."""

@@ -37,7 +37,7 @@ class TensorDriver:
         self._trace = trace
         self._verify = verify
         self._rooms = Rooms(Arena(config.arena_mib << 20), REQUEST_S)
-        self._link = RankLink(queue=config.concurrency, on_returned=self._rooms.arena.acknowledge)
+        self._link = RankLink(queue=config.concurrency, on_returned=self._rooms.returned)
         self._numbers = itertools.count()
 
     @property

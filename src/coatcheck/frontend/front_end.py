@@ -39,13 +39,12 @@ class FrontEnd:
         rooms = Rooms(self.arena, config.arena_wait_s) if self.arena is not None else None
         self.pool = WorkerPool(config, rooms=rooms)
         self.link = RankLink(
-            queue=config.max_waiting, to_entry=to_entry, from_entry=from_entry, on_returned=self._returned
+            queue=config.max_waiting,
+            to_entry=to_entry,
+            from_entry=from_entry,
+            on_returned=rooms.returned if rooms is not None else None,
         )
         self.app = create_app(config, self.pool, self.link, admin_token, rooms)
-
-    def _returned(self, request: str, rank: int) -> None:
-        if self.arena is not None:
-            self.arena.acknowledge(request, rank)
 
     async def start(self) -> None:
         """Binds the link (``link.to_entry`` and ``link.from_entry`` are valid then) and begins to start workers."""

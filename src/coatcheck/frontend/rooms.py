@@ -184,6 +184,14 @@ class Rooms:
         if any(isinstance(item.pixels, Handle) for item in arrived.items):
             self.arena.dispatch(arrived.request, range(ranks))
 
+    def returned(self, request: str, rank: int) -> None:
+        """The rank has given the request's blocks back. Its need ends with the last rank, if the client waits or not.
+
+        A request is dispatched once and a rank gives back once, after the prefill or the request's earlier end.
+        """
+        if self.arena.acknowledge(request, rank):
+            self.arena.end(request)
+
     @contextmanager
     def held(self, request: str) -> Iterator[None]:
         """What the request leases inside is let go afterwards, once every rank has given it back."""

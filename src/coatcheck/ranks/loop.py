@@ -118,11 +118,15 @@ class Rank:
             self._parked.drop(request)
             self._runner.release(request)
             self._recorder.ended(request)
-            self._give_back(request)
+            self._drop(request)
         for admit in plan.admits:
             self._admit(admit)
         if plan.work:
             self._role.executed(self._runner.execute(plan.work))
+            for part in plan.work:
+                if part.token is None and part.sample:  # the prefill is done, and with it every use of the pixels
+                    handles, _ = self._held.pop(part.request, ([], Timing.INLINE))
+                    self._give_back(part.request, handles, self._inline)
 
     def _arrive(self, arrived: Arrived, frames: Sequence[Buffer]) -> None:
         """Materializes here, or has the lane do it."""
@@ -189,25 +193,27 @@ class Rank:
             raise MaterializeError("the request ended before its turn")
         return self._materialize(arrived, frames)
 
-    def _give_back(self, request: str) -> None:
-        """The request has ended. Once the lane cannot be reading either, this rank never reads its blocks again."""
+    def _drop(self, request: str) -> None:
+        """The request has ended before its prefill did. The lane may be reading for it: then it gives back, after that."""
         handles, timing = self._held.pop(request, ([], Timing.INLINE))
+        if timing is Timing.INLINE:
+            self._give_back(request, handles, self._inline)
+        else:  # behind the request's own job, which runs, has run or is skipped
+            self._lane.submit(
+                Job(request, False, lambda: True, lambda: self._give_back(request, handles, self._background))
+            )
+
+    def _give_back(self, request: str, handles: Sequence[Handle], delivery: Delivery) -> None:
+        """This rank never reads what these handles point at again."""
         if not handles:
             return
-
-        def give_back(delivery: Delivery) -> None:
-            assert self._reader is not None
-            for handle in handles:
-                try:
-                    self._reader.check(handle)
-                except ArenaError as error:  # if the request was not rejected for it at first, a defect of the owner
-                    log.error("rank %d: request %s has ended with a bad handle: %s", self._rank, request, error)
-            delivery.give_back(Returned(request, self._rank))
-
-        if timing is Timing.INLINE:
-            give_back(self._inline)
-        else:  # behind the request's own job, which runs, has run or is skipped
-            self._lane.submit(Job(request, False, lambda: True, lambda: give_back(self._background)))
+        assert self._reader is not None
+        for handle in handles:
+            try:
+                self._reader.check(handle)
+            except ArenaError as error:  # if the request was not rejected for it at first, a defect of the owner
+                log.error("rank %d: request %s has ended with a bad handle: %s", self._rank, request, error)
+        delivery.give_back(Returned(request, self._rank))
 
     def _admit(self, admit: Admit) -> None:
         watch = Stopwatch()
