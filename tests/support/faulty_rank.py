@@ -1,8 +1,8 @@
 """A rank that fails to materialize where a request's name asks for it: ``fault=KIND@RANK``, as in ``x-fault=raise@1``.
 
-Kinds: ``raise`` (an exception), ``memory`` (MemoryError), ``late`` (two seconds late), ``hang`` (later than the ready
-timeout of 5 s), ``pixels`` (this rank's pixels differ from the others'), ``encode`` (pixels that the vision tower
-cannot take).
+Kinds: ``raise`` (an exception), ``memory`` (MemoryError), ``late`` and ``slow`` (later than the other ranks, but in
+time), ``hang`` (later than the ready timeout of tests/support/engine.py), ``pixels`` (this rank's pixels differ from
+the others'), ``encode`` (pixels that the vision tower cannot take).
 
 And one that lacks a carrier where the environment variable COATCHECK_LACKING says so: CARRIER@RANK, as in ``object@1``.
 """
@@ -25,6 +25,8 @@ from coatcheck.wire import Buffer
 
 LACKING = "COATCHECK_LACKING"
 
+SLEEPS_S = {"late": 1.0, "slow": 2.0, "hang": 4.0}
+
 FAULT = re.compile(r"fault=(?P<kind>\w+)@(?P<rank>\d+)")
 
 
@@ -38,8 +40,8 @@ def faulty(materialize: Materializer, rank: int) -> Materializer:
             raise RuntimeError("a planted fault")
         if kind == "memory":
             raise MemoryError("a planted shortage")
-        if kind in ("late", "hang"):
-            time.sleep({"late": 2, "hang": 7}[kind])
+        if kind in SLEEPS_S:
+            time.sleep(SLEEPS_S[kind])
         inputs = materialize(arrived, frames)
         if kind == "pixels":
             return replace(inputs, items=tuple(replace(i, pixels=i.pixels + 1) for i in inputs.items))
