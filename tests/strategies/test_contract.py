@@ -77,6 +77,25 @@ def test_a_failure_on_one_rank_rejects_everywhere_and_others_go_on(
             assert result.tokens == expected
 
 
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name.startswith("object")])
+def test_a_follower_that_fails_alone_rejects_everywhere_and_others_go_on(
+    engine: Engine, workload: Workload, strategy: str
+) -> None:
+    if engine.size == 1:
+        pytest.skip("one rank has no follower")
+    labels = ("before", f"fault=unpickle@{engine.size - 1}", "after", "last")
+    requests = [workload.request(fresh(label), strategy, [(8, 8)]) for label in labels]
+    for request in requests:
+        engine.submit(request.arrived, request.frames)
+    before, failed, *after = engine.wait(*[request.arrived.request for request in requests])
+    assert failed.rejected is not None
+    assert "a planted fault" in failed.rejected
+    assert failed.rank == engine.size - 1
+    assert failed.tokens == []
+    expected = workload.generate(requests[0])
+    assert [before.tokens, *[result.tokens for result in after]] == [expected] * 3
+
+
 def test_a_late_rank_gives_the_same_answer_later(engine: Engine, strategy: str, workload: Workload) -> None:
     rank = 0 if strategy.startswith("object") else engine.size - 1
     requests = [workload.request(fresh(label), strategy, [(8, 8)]) for label in (f"fault=late@{rank}", "b")]
