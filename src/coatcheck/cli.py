@@ -17,6 +17,19 @@ from coatcheck.config import ADMIN_TOKEN, ServeConfig
 from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
 from coatcheck.errors import CoatcheckError, ConfigError
 from coatcheck.frontend.config import MEBI, FrontendConfig
+from coatcheck.options import (
+    ChunkTokens,
+    Device,
+    Dtype,
+    EncodePatches,
+    KvTokens,
+    MaxRunning,
+    Model,
+    Pixels,
+    Runner,
+    StepMs,
+    Tp,
+)
 from coatcheck.ranks.config import RankConfig
 from coatcheck.strategies.table import canonical
 
@@ -24,15 +37,6 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(bench, name="bench")
 errors = Console(stderr=True, highlight=False)
 
-Model = Annotated[Path, typer.Option(help="Directory of a Qwen2.5-VL checkpoint (default: the model in the package).")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-MaxRunning = Annotated[int, typer.Option(help="Requests that run at once.")]
-KvTokens = Annotated[int, typer.Option(help="KV cache in tokens; a request reserves prompt + max_tokens.")]
-ChunkTokens = Annotated[int, typer.Option(help="Tokens computed per step.")]
-EncodePatches = Annotated[int, typer.Option(help="Image patches encoded per step (at least one image).")]
-Runner = Annotated[str, typer.Option(help="model, or null: no forward pass, to measure the input path alone.")]
-StepMs = Annotated[float, typer.Option(help="Milliseconds that the null runner's step sleeps.")]
 ReadyTimeout = Annotated[
     float,
     typer.Option(help="Seconds from arrival (the lane's queue included) to every rank's report."),
@@ -56,7 +60,7 @@ def common(version: Annotated[bool, typer.Option("--version", help="Print the ve
 def serve(
     model: Model = DEFAULT_MODEL,
     model_name: Annotated[str, typer.Option(help="Name that clients give (default: the directory's).")] = "",
-    tp: Annotated[int, typer.Option(help="Ranks of the tensor-parallel group.")] = 2,
+    tp: Tp = 2,
     strategy: Annotated[str, typer.Option(help="How pixels reach the ranks; see the README.")] = "dict-inline",
     strategy_header: Annotated[
         bool, typer.Option("--strategy-header", help="Let a request's header X-Coatcheck-Strategy choose its strategy.")
@@ -79,7 +83,7 @@ def serve(
     allow_remote_images: Annotated[
         bool, typer.Option("--allow-remote-images", help="Fetch http(s) image URLs, from public addresses only.")
     ] = False,
-    pixels: Annotated[str, typer.Option(help="Payloads by handle: uint8 (compact) or float32 (as without).")] = "uint8",
+    pixels: Pixels = "uint8",
     arena_mib: Annotated[int, typer.Option(help="Shared memory for payloads, taken at start; 0: no handles.")] = 1024,
     arena_wait: Annotated[float, typer.Option(help="Seconds to wait for room in a full arena before 503.")] = 10.0,
     context: Annotated[int, typer.Option(help="Longest prompt and answer; 0: the model's own limit.")] = 0,

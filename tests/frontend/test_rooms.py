@@ -132,6 +132,20 @@ async def test_equal_content_is_stored_once(rooms: Rooms, arena: Arena) -> None:
     await take(rooms, 10 * PAGE)  # what is only cached makes room
 
 
+async def test_a_request_s_need_ends_with_the_last_rank_though_the_client_still_listens(
+    rooms: Rooms, arena: Arena
+) -> None:
+    arrived = Arrived("a", "handle-inline", (1,), (item(Tensor(0, (5000,), "uint8")),), Sampling(1))
+    with rooms.held("a"):
+        arrived, _ = await rooms.put(arrived, [b"x" * 5000])
+        rooms.dispatch(arrived, 2)
+        rooms.returned("a", 1)
+        assert arena.statistics().in_use == 2 * PAGE
+        rooms.returned("a", 0)
+        assert free(arena) == 10
+    assert free(arena) == 10
+
+
 async def stored(rooms: Rooms, request: str, content: bytes, digest: bytes) -> Item:
     arrived = Arrived(request, "handle-inline", (1,), (item(Tensor(0, (len(content),), "uint8"), digest),), Sampling(1))
     return (await rooms.put(arrived, [content]))[0].items[0]

@@ -13,10 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from coatcheck.engine.config import DEFAULT_MODEL
+from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
 from coatcheck.errors import RankLost
 from coatcheck.messages import Sampling
 from coatcheck.ranks.config import RankConfig
+from coatcheck.ranks.settings import RankSettings
 from tests.support.engine import Engine
 from tests.support.workload import Workload
 
@@ -99,3 +100,18 @@ def test_ranks_die_with_the_process_that_started_them() -> None:
     parent.stdout.close()
     parent.stdin.close()
     assert gone(pids, 10)
+
+
+def test_an_option_that_cannot_work_ends_a_rank_with_one_line() -> None:
+    settings = RankSettings(EngineConfig(), RankConfig(), "", "")
+    done = subprocess.run(
+        [sys.executable, "-m", "coatcheck.ranks", settings.encode()],
+        env={**os.environ, "RANK": "0", "WORLD_SIZE": "3"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "rank 0 ends: ConfigError: --tp: 3 ranks" in done.stderr
+    assert done.stderr.count("\n") == 1

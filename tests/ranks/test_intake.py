@@ -21,10 +21,10 @@ ROOM = 2  # requests
 
 @pytest.mark.parametrize("strategy", ["dict-inline", "object-background"])
 def test_a_burst_is_taken_in_piece_by_piece(workload: Workload, tmp_path: Path, strategy: str) -> None:
-    # The first is two seconds late and one runs at a time: without the bound all would have arrived by then.
+    # The first is slow and one runs at a time: without the bound all would have arrived by then.
     ranks = RankConfig(ready_timeout_s=5, intake_bytes=ROOM * PAYLOAD, trace=str(tmp_path))
     with Engine(DEFAULT_MODEL, 2, ranks, max_running=1) as engine:
-        names = ["fault=late@0", *(f"burst{index}" for index in range(7))]
+        names = ["fault=slow@0", *(f"burst{index}" for index in range(7))]
         requests = [workload.request(name, strategy, [GRID], seed=seed) for seed, name in enumerate(names)]
         for request in requests:
             engine.submit(request.arrived, request.frames)

@@ -39,6 +39,7 @@ from coatcheck.wire import Buffer, Decoder, send, split
 
 START_S = 120.0  # four ranks on two cores import torch and transformers at once
 ANSWER_S = 60.0
+READY_TIMEOUT_S = 3.0  # several times what a report takes on two busy cores, and less than a fault=hang
 ARENA_BYTES = 64 << 20
 
 _decode = Decoder[FromRanks](FromRanks)
@@ -73,7 +74,7 @@ class Engine:
         self.snapshots: dict[int, Snapshot] = {}  # by rank, the newest
         settings = RankSettings(
             engine=EngineConfig(model=model, **{"device": "cpu", **engine}),
-            ranks=ranks or RankConfig(ready_timeout_s=5),
+            ranks=ranks or RankConfig(ready_timeout_s=READY_TIMEOUT_S),
             requests=self._endpoints[0].address,
             events=self._endpoints[1].address,
             arena=self.arena.address,
@@ -129,7 +130,8 @@ class Engine:
             if isinstance(event, Snapshot):
                 self.snapshots[event.rank] = event
             elif isinstance(event, Returned):
-                self.arena.acknowledge(event.request, event.rank)
+                if self.arena.acknowledge(event.request, event.rank):
+                    self.arena.end(event.request)
             else:
                 break
         if isinstance(event, RanksReady):

@@ -1,8 +1,9 @@
 """A rank that fails to materialize where a request's name asks for it: ``fault=KIND@RANK``, as in ``x-fault=raise@1``.
 
-Kinds: ``raise`` (an exception), ``memory`` (MemoryError), ``late`` (two seconds late), ``hang`` (later than the ready
-timeout of 5 s), ``pixels`` (this rank's pixels differ from the others'), ``encode`` (pixels that the vision tower
-cannot take).
+Kinds: ``raise`` (an exception), ``memory`` (MemoryError), ``late`` and ``slow`` (later than the other ranks, but in
+time), ``hang`` (later than the ready timeout of tests/support/engine.py), ``pixels`` (this rank's pixels differ from
+the others'), ``encode`` (pixels that the vision tower cannot take). And on followers ``unpickle`` (what the entry rank
+shared came, but cannot be read).
 
 And one that lacks a carrier where the environment variable COATCHECK_LACKING says so: CARRIER@RANK, as in ``object@1``.
 """
@@ -10,14 +11,17 @@ And one that lacks a carrier where the environment variable COATCHECK_LACKING sa
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from unittest import mock
 
 from coatcheck.messages import Arrived
-from coatcheck.ranks.main import main
+from coatcheck.ranks import main as rank_main
+from coatcheck.ranks.exchange import FollowerExchange
 from coatcheck.strategies.base import Materializer
 from coatcheck.strategies.inputs import MultimodalInputs
 from coatcheck.strategies.table import CARRIERS
@@ -25,7 +29,19 @@ from coatcheck.wire import Buffer
 
 LACKING = "COATCHECK_LACKING"
 
+SLEEPS_S = {"late": 1.0, "slow": 2.0, "hang": 4.0}
+
 FAULT = re.compile(r"fault=(?P<kind>\w+)@(?P<rank>\d+)")
+
+
+class FaultyFollowerExchange(FollowerExchange):
+    """Fails after the collective, where unpickling would."""
+
+    def share(self, request: str, make: Callable[[], MultimodalInputs]) -> MultimodalInputs:
+        made = super().share(request, make)
+        if f"fault=unpickle@{os.environ['RANK']}" in request:
+            raise pickle.UnpicklingError("a planted fault")
+        return made
 
 
 def faulty(materialize: Materializer, rank: int) -> Materializer:
@@ -38,8 +54,8 @@ def faulty(materialize: Materializer, rank: int) -> Materializer:
             raise RuntimeError("a planted fault")
         if kind == "memory":
             raise MemoryError("a planted shortage")
-        if kind in ("late", "hang"):
-            time.sleep({"late": 2, "hang": 7}[kind])
+        if kind in SLEEPS_S:
+            time.sleep(SLEEPS_S[kind])
         inputs = materialize(arrived, frames)
         if kind == "pixels":
             return replace(inputs, items=tuple(replace(i, pixels=i.pixels + 1) for i in inputs.items))
@@ -54,4 +70,5 @@ if __name__ == "__main__":
     carrier, _, lacking = os.environ.get(LACKING, "").partition("@")
     if lacking == os.environ["RANK"]:
         CARRIERS[carrier] = ("a_module_that_is_not_there", "Carrier")
-    main(sys.argv[1], faulty)
+    with mock.patch.object(rank_main, "FollowerExchange", FaultyFollowerExchange):
+        rank_main.main(sys.argv[1], faulty)

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
 from coatcheck.engine.positions import ModelPositions
-from coatcheck.messages import Arrived, Item, Sampling, Tensor
+from coatcheck.messages import Arrived, Item, PixelForm, Sampling, Tensor
+from coatcheck.pixels import PixelTable, image_processor
 from coatcheck.strategies.materialize import Materialize
 
 
@@ -34,6 +34,7 @@ class Workload:
         vision = self.config.vision_config
         self._merge = vision.spatial_merge_size
         self._width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        self._table = PixelTable.of(image_processor(model))
         self._reference: Any = None
 
     @property
@@ -52,8 +53,9 @@ class Workload:
         text: int = 5,
         seed: int = 0,
         sampling: Sampling | None = None,
+        form: PixelForm = "float32",
     ) -> Request:
-        """``text``: tokens of text around each image."""
+        """``text``: tokens of text around each image; ``form``: of the pixels, the same ones in both."""
         rng = np.random.default_rng((seed, text, *[edge for grid in grids for edge in grid]))
         ids: list[int] = []
         items = []
@@ -65,9 +67,10 @@ class Workload:
         for index, (height, width) in enumerate(grids):
             words(text)
             count = height * width // self._merge**2
-            pixels: NDArray[np.float32] = rng.standard_normal((height * width, self._width), dtype=np.float32)
+            compact = rng.integers(0, 256, (height * width, self._table.compact_widths[0]), dtype=np.uint8)
+            pixels = compact if form == "uint8" else self._table.widen(torch.from_numpy(compact)).numpy()
             ids.append(self.config.vision_start_token_id)
-            items.append(Item(Tensor(index, pixels.shape, "float32"), (1, height, width), len(ids), count))
+            items.append(Item(Tensor(index, pixels.shape, form), (1, height, width), len(ids), count))
             ids.extend([self.config.image_token_id] * count)
             ids.append(self.config.vision_end_token_id)
             frames.append(pixels.data.cast("B"))
@@ -77,7 +80,11 @@ class Workload:
     def digest(self, request: Request) -> str:
         """Of the inputs that every rank must consume."""
         materialize = Materialize(
-            ModelPositions(self.reference.model), self.config.image_token_id, self._merge, self._width
+            ModelPositions(self.reference.model),
+            self.config.image_token_id,
+            self._merge,
+            self._width,
+            table=self._table,
         )
         return materialize(request.arrived, request.frames).digest()
 

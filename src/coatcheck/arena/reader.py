@@ -6,14 +6,11 @@ view is taken and again, by ``check``, after its last use.
 
 from __future__ import annotations
 
-import math
-
 from coatcheck.arena.allocator import PAGE
 from coatcheck.arena.memory import ArenaAddress, AttachedMemory
 from coatcheck.errors import HandleInvalid, HandleStale
 from coatcheck.messages import Handle
-
-ITEM_SIZE = {"float32": 4, "uint8": 1}
+from coatcheck.wire import nbytes
 
 
 class ArenaReader:
@@ -29,7 +26,7 @@ class ArenaReader:
         """The payload's bytes, read-only. Raises HandleInvalid, nothing read, or HandleStale."""
         if any(edge < 0 for edge in handle.shape):
             raise HandleInvalid(f"a handle of shape {handle.shape}")
-        end = handle.offset + math.prod(handle.shape) * ITEM_SIZE[handle.dtype]
+        end = handle.offset + nbytes(handle)
         if handle.offset % PAGE or handle.offset < self._address.first or end > self._address.size:
             raise HandleInvalid(f"bytes {handle.offset} to {end} are not within the payloads of the arena")
         self.check(handle)

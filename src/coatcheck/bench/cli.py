@@ -13,6 +13,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from coatcheck.bench.config import BenchConfig
 from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
 from coatcheck.errors import ConfigError
+from coatcheck.options import (
+    ChunkTokens,
+    Device,
+    EncodePatches,
+    KvTokens,
+    MaxRunning,
+    Model,
+    Pixels,
+    Runner,
+    StepMs,
+    Tp,
+)
 from coatcheck.process import quiet_libraries
 from coatcheck.strategies.table import STRATEGIES, canonical
 
@@ -32,7 +44,7 @@ def common() -> None:
 @app.command()
 def engine(
     strategies: Annotated[str, typer.Option(help="Names or aliases with commas between, or all.")] = "all",
-    tp: Annotated[int, typer.Option(help="Ranks of the tensor-parallel group.")] = 2,
+    tp: Tp = 2,
     concurrency: Annotated[int, typer.Option(help="Requests under way at once.")] = 16,
     requests: Annotated[
         int | None,
@@ -43,18 +55,18 @@ def engine(
     text_tokens: Annotated[int, typer.Option(help="Tokens of text in a prompt, with --input tensors.")] = 16,
     output_tokens: Annotated[int, typer.Option(help="Tokens generated for each request.")] = 16,
     input: Annotated[str, typer.Option(help="http: a whole server; tensors: prebuilt, to bare ranks.")] = "http",
-    runner: Annotated[str, typer.Option(help="model, or null: a sleep in place of the forward pass.")] = "model",
-    step_ms: Annotated[float, typer.Option(help="Milliseconds that the null runner's step sleeps.")] = 0.0,
-    pixels: Annotated[str, typer.Option(help="Payloads by handle: uint8 or float32, as the others.")] = "uint8",
+    runner: Runner = "model",
+    step_ms: StepMs = 0.0,
+    pixels: Pixels = "uint8",
     arena_mib: Annotated[int, typer.Option(help="Shared memory for payloads.")] = 1024,
     rounds: Annotated[int, typer.Option(help="Rounds; strategies take turns in each.")] = 5,
     seed: Annotated[int, typer.Option(help="Of the workload.")] = 0,
-    model: Annotated[Path, typer.Option(help="Directory of a Qwen2.5-VL checkpoint.")] = DEFAULT_MODEL,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    max_running: Annotated[int, typer.Option(help="Requests that run at once.")] = EngineConfig.max_running,
-    kv_tokens: Annotated[int, typer.Option(help="KV cache in tokens.")] = EngineConfig.kv_tokens,
-    chunk_tokens: Annotated[int, typer.Option(help="Tokens computed per step.")] = EngineConfig.chunk_tokens,
-    encode_patches: Annotated[int, typer.Option(help="Patches encoded per step.")] = EngineConfig.encode_patches,
+    model: Model = DEFAULT_MODEL,
+    device: Device = "auto",
+    max_running: MaxRunning = EngineConfig.max_running,
+    kv_tokens: KvTokens = EngineConfig.kv_tokens,
+    chunk_tokens: ChunkTokens = EngineConfig.chunk_tokens,
+    encode_patches: EncodePatches = EngineConfig.encode_patches,
     json: Annotated[Path | None, typer.Option(help="Write everything there, samples too (.gz: compressed).")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with plots there.")] = None,
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from coatcheck.bench.config import BenchConfig
 from coatcheck.bench.driver import Driver
-from coatcheck.bench.environment import environment
+from coatcheck.bench.environment import environment, load_average
 from coatcheck.bench.result import SCHEMA, Report, Round, Run
 from coatcheck.bench.rounds import RawRound, rotated, run_round
 from coatcheck.bench.summary import (
@@ -75,9 +75,8 @@ async def measure(config: BenchConfig, start: Open, progress: Progress) -> Repor
         )
         for strategy, rounds in raw.items()
     ]
-    after = environment()["load_average"]
     options = {**asdict(config), "model": config.model.name, "engine": _engine_options(config)}
-    return Report(SCHEMA, {**before, "load_average_after": after}, options, runs)
+    return Report(SCHEMA, {**before, "load_average_after": load_average()}, options, runs)
 
 
 def _engine_options(config: BenchConfig) -> dict[str, object]:
@@ -106,10 +105,8 @@ def _traces(directory: Path, tp: int) -> Traces:
 
 
 def _run(config: BenchConfig, strategy: str, rounds: list[Round], inputs: str, sizes: tuple[int, int]) -> Run:
-    qps = over_rounds(rounds, lambda r: sum(request.error is None for request in r.requests) / r.seconds)
-    cpu = over_rounds(rounds, lambda r: sum(r.cpu_seconds.values()) / r.seconds * 100)
-    assert qps is not None
-    assert cpu is not None
+    qps, qps_interval = over_rounds(rounds, lambda r: sum(request.error is None for request in r.requests) / r.seconds)
+    cpu, cpu_interval = over_rounds(rounds, lambda r: sum(r.cpu_seconds.values()) / r.seconds * 100)
     failed = failures(rounds)
     tokens = {r.tokens_sha256 for r in rounds}
     return Run(
@@ -126,16 +123,16 @@ def _run(config: BenchConfig, strategy: str, rounds: list[Round], inputs: str, s
         input=config.input,
         runner=config.engine.runner,
         step_ms=config.engine.step_ms,
-        qps=qps[0],
-        qps_interval=qps[1],
+        qps=qps,
+        qps_interval=qps_interval,
         latency_ms=quantiles(rounds, lambda request: [request.latency_ms]),
         ttft_ms=quantiles(rounds, lambda request: [request.ttft_ms]),
         itl_ms=quantiles(rounds, lambda request: request.itl_ms),
         stall_ms=stall_by_role(rounds, config.tp),
         broadcast_ms=by_rank(rounds, config.tp, lambda request: request.broadcast_ms),
         materialize_ms=by_rank(rounds, config.tp, lambda request: request.materialize_ms),
-        cpu_percent=cpu[0],
-        cpu_percent_interval=cpu[1],
+        cpu_percent=cpu,
+        cpu_percent_interval=cpu_interval,
         failed=sum(failed.values()),
         failures=failed,
         inputs_sha256=inputs,

@@ -31,8 +31,13 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "load_average": load_average(),
     }
+
+
+def load_average() -> list[float]:
+    """Of the last 1, 5 and 15 minutes, as it is now."""
+    return [round(load, 2) for load in os.getloadavg()]
 
 
 def _commit() -> str:

@@ -85,10 +85,10 @@ def interval(values: Sequence[float]) -> Pair:
     return _round(min(values)), _round(max(values))
 
 
-def over_rounds(rounds: Sequence[Round], figure: Callable[[Round], float]) -> tuple[float, Pair] | None:
-    """Median and interval of a figure; None if there is no round."""
+def over_rounds(rounds: Sequence[Round], figure: Callable[[Round], float]) -> tuple[float, Pair]:
+    """Median and interval of a figure; there is at least one round."""
     values = [figure(round_) for round_ in rounds]
-    return (median(values), interval(values)) if values else None
+    return median(values), interval(values)
 
 
 def quantiles(rounds: Sequence[Round], values: Callable[[RequestSample], Iterable[float | None]]) -> Quantiles | None:

@@ -14,10 +14,10 @@ from coatcheck.arena import Arena
 from coatcheck.bench.config import BenchConfig
 from coatcheck.bench.driver import Heard
 from coatcheck.bench.workload import TensorWorkload
-from coatcheck.errors import CoatcheckError, RankLost
+from coatcheck.errors import CoatcheckError
 from coatcheck.frontend.link import RankLink
 from coatcheck.frontend.rooms import Rooms
-from coatcheck.launcher.processes import RankProcesses
+from coatcheck.launcher.processes import RankProcesses, watch
 from coatcheck.ranks.config import RankConfig
 from coatcheck.ranks.settings import RankSettings
 from coatcheck.strategies.table import NEED_ARENA, carrier_named
@@ -25,7 +25,6 @@ from coatcheck.strategies.table import NEED_ARENA, carrier_named
 START_S = 180.0
 REQUEST_S = 300.0  # of a closed loop: includes waiting for all that are under way
 STOP_S = 30.0
-WATCH_S = 0.2
 
 
 class TensorDriver:
@@ -92,22 +91,13 @@ class TensorDriver:
         arena = self._rooms.arena.address
         settings = RankSettings(self._config.engine, ranks, self._link.to_entry, self._link.from_entry, arena)
         self._ranks = RankProcesses(settings, self._config.tp)
-        self._watch = asyncio.create_task(self._watch_ranks())
+        self._watch = asyncio.create_task(watch(self._ranks, self._link))
         try:
             await self._link.ready(START_S)
         except BaseException:
             await self._close()
             raise
         return self
-
-    async def _watch_ranks(self) -> None:
-        while True:
-            await asyncio.sleep(WATCH_S)
-            try:
-                self._ranks.check()
-            except RankLost as error:
-                self._link.lost(str(error))
-                return
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -90,8 +90,9 @@ class TensorWorkload:
         ids, items = self.prompt(form)
         first = index % self._model["vision_start_token_id"]
         pixels = self._compact if form == "uint8" else self._wide
+        row, payloads = pixels[0].nbytes, pixels.data.cast("B")
         starts = [index * SHIFT + at * self.image.patches for at in range(len(items))]
-        frames: list[Buffer] = [pixels[start : start + self.image.patches].data.cast("B") for start in starts]
+        frames: list[Buffer] = [payloads[start * row : (start + self.image.patches) * row] for start in starts]
         return Arrived(name, strategy, (first, *ids[1:]), items, Sampling(self._config.output_tokens), verify), frames
 
 

@@ -42,7 +42,7 @@ class FrontEnd:
             queue=config.max_waiting,
             to_entry=to_entry,
             from_entry=from_entry,
-            on_returned=rooms.returned if rooms is not None else None,
+            on_returned=rooms.returned if rooms is not None else lambda request, rank: None,
         )
         self.app = create_app(config, self.pool, self.link, admin_token, rooms)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -34,7 +34,6 @@ log = logging.getLogger("coatcheck.frontend")
 HIGH_WATER = 16  # messages under way in ZeroMQ; more wait here, where an abort can still take them back
 LINGER_MS = 200  # for the last messages after close()
 GONE_S = 0.5  # for what a lost entry rank had said before
-VERIFIED_KEPT = 1024  # digests kept, the newest
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,6 @@ class RankLink:
         self._ranks: RanksReady | None = None
         self._lost: str | None = None
         self._settled = asyncio.Event()  # ranks are ready, or lost
-        self._verified: OrderedDict[str, str] = OrderedDict()
         self._snapshots: dict[int, Snapshot] = {}  # by rank, the newest
         self._tasks: list[asyncio.Task[None]] = []
         self._endpoints: list[PrivateEndpoint] = []
@@ -203,10 +201,6 @@ class RankLink:
             for answer in answers.values():
                 answer.hear(RankLost(reason))
 
-    def verified(self, request: str) -> str | None:
-        """Debug mode: the digest that all ranks agreed on, while it is among the newest."""
-        return self._verified.get(request)
-
     def snapshots(self) -> list[Snapshot]:
         """What each rank last said of its metrics, by rank."""
         return [self._snapshots[rank] for rank in sorted(self._snapshots)]
@@ -286,9 +280,7 @@ class RankLink:
                 log.warning("strategy %s is unavailable, requests for it fall back to %s: %s", name, FALLBACK, reason)
             self._settled.set()
         elif isinstance(record, Verified):
-            self._verified[record.request] = record.digest
-            while len(self._verified) > VERIFIED_KEPT:
-                self._verified.popitem(last=False)
+            pass  # no client asked for the digest; it stands in the entry rank's trace
         elif isinstance(record, Rejected):
             if answer := self._answers.pop(record.request, None):
                 where = "" if record.rank is None else f" (rank {record.rank})"

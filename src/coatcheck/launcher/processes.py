@@ -1,7 +1,8 @@
-"""The rank processes of one tensor-parallel group on this host."""
+"""The rank processes of one tensor-parallel group on this host, and who notices their end."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -11,10 +12,12 @@ import time
 from collections.abc import Sequence
 
 from coatcheck.errors import RankLost
+from coatcheck.frontend.link import RankLink
 from coatcheck.process import PARENT
 from coatcheck.ranks.settings import STORE_FD, RankSettings
 
 COMMAND = (sys.executable, "-m", "coatcheck.ranks")
+WATCH_S = 0.2  # how often ranks are looked at; a death is noticed within this
 
 
 class RankProcesses:
@@ -90,3 +93,20 @@ class RankProcesses:
             process.kill()
         for process in self._processes:
             process.wait()
+
+
+async def watch(ranks: RankProcesses | None, link: RankLink) -> str:
+    """Waits until a rank has ended, which it tells ``link``, or ``link`` knows of a loss; returns why.
+
+    Without ``ranks`` (something else started them) only ``link`` can know.
+    """
+    while True:
+        await asyncio.sleep(WATCH_S)
+        if ranks is not None:
+            try:
+                ranks.check()
+            except RankLost as error:
+                link.lost(str(error))
+                return str(error)
+        if link.loss is not None:
+            return link.loss

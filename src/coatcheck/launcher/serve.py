@@ -17,9 +17,9 @@ from rich.console import Console
 
 from coatcheck.config import ADMIN_TOKEN, ServeConfig
 from coatcheck.engine.checkpoint import check_divides, read_config
-from coatcheck.errors import CoatcheckError, ConfigError, RankLost
+from coatcheck.errors import CoatcheckError, ConfigError
 from coatcheck.frontend.front_end import FrontEnd
-from coatcheck.launcher.processes import RankProcesses
+from coatcheck.launcher.processes import RankProcesses, watch
 from coatcheck.process import quiet_libraries
 from coatcheck.ranks.settings import RankSettings
 from coatcheck.strategies.table import FALLBACK
@@ -28,7 +28,6 @@ EXAMPLE = Path(__file__).with_name("example.png")  # a scene drawn by training/s
 EXTERNAL = "tcp://127.0.0.1:*"  # where ranks that we do not start connect; the system picks the port
 QUESTION = "Describe the image."
 
-WATCH_S = 0.2  # how often ranks are looked at; a death is noticed within this
 START_S = 600.0  # a large checkpoint on a slow disk
 EXIT_S = 10.0  # ranks get this long to leave the step loop after Stop; then they are killed
 
@@ -80,17 +79,16 @@ class _Launcher:
             await self._front_end.start()
             self._start_ranks()
             signalled = asyncio.create_task(self._stopping.wait(), name="signal")
-            watch = asyncio.create_task(self._watch(), name="watch")
-            tasks = [signalled, watch, asyncio.create_task(self._announce(), name="announce")]
+            lost = asyncio.create_task(watch(self._ranks, self._front_end.link), name="watch")
+            tasks = [signalled, lost, asyncio.create_task(self._announce(), name="announce")]
             http = asyncio.create_task(server.serve([self._listener]), name="http")
-            await asyncio.wait([signalled, watch, http], return_when=asyncio.FIRST_COMPLETED)
-            if not watch.done():
-                await self._drain(watch)
-            failure = watch.exception() if watch.done() and not watch.cancelled() else None
-            if failure is not None:
-                self._front_end.link.lost(str(failure))
-                self._console.print(f"[red]error:[/red] {failure}; the server ends")
-            clean = failure is None and await self._ranks_left()
+            await asyncio.wait([signalled, lost, http], return_when=asyncio.FIRST_COMPLETED)
+            if not lost.done():
+                await self._drain(lost)
+            loss = None if lost.cancelled() else lost.result()
+            if loss is not None:
+                self._console.print(f"[red]error:[/red] {loss}; the server ends")
+            clean = loss is None and await self._ranks_left()
             server.should_exit = True
             server.force_exit = True
             await asyncio.wait([http], timeout=EXIT_S)
@@ -118,15 +116,6 @@ class _Launcher:
             return
         self._ranks = RankProcesses(settings, self._config.tp)
 
-    async def _watch(self) -> None:
-        """Returns never; raises RankLost when a rank has ended or could not start."""
-        while True:
-            await asyncio.sleep(WATCH_S)
-            if self._ranks is not None:
-                self._ranks.check()
-            if self._front_end.link.loss is not None:
-                raise RankLost(self._front_end.link.loss)
-
     async def _announce(self) -> None:
         """Says when and how the server can be used."""
         try:
@@ -146,7 +135,7 @@ class _Launcher:
         )
         print(example_command(url, config.frontend.model_name), flush=True)
 
-    async def _drain(self, watch: asyncio.Task[None]) -> None:
+    async def _drain(self, lost: asyncio.Task[str]) -> None:
         """What runs may finish within the bounded time, unless a rank is lost meanwhile or another signal comes.
 
         Then the ranks are told to end the rest and to leave.
@@ -155,13 +144,13 @@ class _Launcher:
         self._front_end.drain()
         drained = asyncio.create_task(self._front_end.drained(self._config.frontend.shutdown_timeout_s))
         hurry = asyncio.create_task(self._hurry.wait())
-        await asyncio.wait([drained, hurry, watch], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([drained, hurry, lost], return_when=asyncio.FIRST_COMPLETED)
         drained.cancel()
         hurry.cancel()
-        if watch.done():
+        if lost.done():
             return
-        watch.cancel()  # from here on ranks are expected to end
-        await asyncio.wait([watch])
+        lost.cancel()  # from here on ranks are expected to end
+        await asyncio.wait([lost])
         await self._front_end.stop_ranks(1.0)
         await self._front_end.drained(1.0)  # what the ranks ended still has to be told to the clients
 

@@ -194,7 +194,7 @@ class Rank:
         return self._materialize(arrived, frames)
 
     def _drop(self, request: str) -> None:
-        """The request has ended before its prefill did. The lane may be reading for it: then it gives back, after that."""
+        """The request has ended before its prefill did. The lane may be reading for it: then it gives back, later."""
         handles, timing = self._held.pop(request, ([], Timing.INLINE))
         if timing is Timing.INLINE:
             self._give_back(request, handles, self._inline)

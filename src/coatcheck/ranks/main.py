@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -53,24 +52,24 @@ LINGER_MS = 2000  # how long a closing socket may still hand over what was sent
 def run(settings: RankSettings, around: Callable[[Materializer, int], Materializer] | None = None) -> None:
     """Runs this rank until a plan says stop. ``around`` wraps materialization, given the rank (tests inject faults so).
 
-    Raises ConfigError for options that cannot work, before any group is joined.
+    A CoatcheckError is logged and ends the process with status 1, whether groups were joined before it or not.
     """
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     set_name(f"coatcheck-rank{rank}")
-    check_divides(read_config(settings.engine.model), size)
-    device = _device(settings.engine.device, size)
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // size))
-    group = join(device, settings.ranks.group_timeout_s)
     context = zmq.Context()
     try:
+        check_divides(read_config(settings.engine.model), size)
+        device = _device(settings.engine.device, size)
+        if device.type == "cpu":
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // size))
+        group = join(device, settings.ranks.group_timeout_s)
         if not _serve(settings, group, device, context, around):
-            log.critical("rank %d: the lane did not end in time; the rank ends without it", group.rank)
+            log.critical("rank %d: the lane did not end in time; the rank ends without it", rank)
             os._exit(1)  # its thread is inside a collective: neither groups nor sockets can be closed under it
         group.close()
     except CoatcheckError as error:
         # The groups' own threads may abort a process that is torn down orderly while its peers are gone.
-        log.critical("rank %d ends: %s: %s", group.rank, type(error).__name__, error)
+        log.critical("rank %d ends: %s: %s", rank, type(error).__name__, error)
         os._exit(1)
     finally:
         context.destroy(linger=LINGER_MS)
@@ -259,8 +258,4 @@ def main(encoded: str, around: Callable[[Materializer, int], Materializer] | Non
     die_with_parent()
     leave_signals_to_parent()
     logging.basicConfig(format="%(asctime)s %(name)s %(message)s", level=logging.WARNING)
-    try:
-        run(RankSettings.decode(encoded), around)
-    except CoatcheckError as error:
-        log.critical("%s: %s", type(error).__name__, error)
-        sys.exit(1)
+    run(RankSettings.decode(encoded), around)
