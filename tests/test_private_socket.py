@@ -18,7 +18,8 @@ NOBODY = 65534
 
 
 @pytest.fixture
-def bound() -> Iterator[tuple[zmq.Socket[bytes], PrivateEndpoint]]:
+def bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[zmq.Socket[bytes], PrivateEndpoint]]:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # other servers may run on this machine
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.PULL)
     endpoint = PrivateEndpoint(socket)
@@ -37,7 +38,7 @@ def connect(address: str, **more: int) -> subprocess.CompletedProcess[str]:
 
 def test_another_process_connects_and_no_file_is_left(bound: tuple[zmq.Socket[bytes], PrivateEndpoint]) -> None:
     socket, endpoint = bound
-    assert not list(Path(tempfile.gettempdir()).glob("coatcheck-*"))
+    assert not list(Path(tempfile.gettempdir()).iterdir())
     code = (
         "import sys, zmq; c = zmq.Context(); s = c.socket(zmq.PUSH); s.connect(sys.argv[1]);"
         "s.send(b'hello'); s.close(); c.term()"
@@ -72,3 +73,15 @@ def test_another_user_is_refused(bound: tuple[zmq.Socket[bytes], PrivateEndpoint
     assert done.returncode != 0
     assert "ermission denied" in done.stderr
     assert subprocess.run(["/bin/sh", "-c", f"ls -lL {path}"], timeout=15, check=False, stdout=-3).returncode == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run a process as another user")
+def test_another_user_cannot_connect(bound: tuple[zmq.Socket[bytes], PrivateEndpoint]) -> None:
+    # Becomes the other user once the interpreter runs, which that user may not be able to start.
+    path = bound[1].address.removeprefix("ipc://")
+    code = f"import os, socket; s = socket.socket(socket.AF_UNIX); os.setuid({{}}); s.connect({path!r})"
+    for uid, refused in ((os.geteuid(), False), (NOBODY, True)):
+        command = [sys.executable, "-I", "-c", code.format(uid)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=15, check=False, cwd="/")
+        assert ("PermissionError" in done.stderr) is refused
+        assert (done.returncode != 0) is refused

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import tempfile
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_NAME = 15
 
 PARENT = "COATCHECK_PARENT"  # environment: pid of the process of ours that started this one
+
+INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"  # environment: torch's directory for compiled code
 
 
 def set_name(name: str) -> None:
@@ -38,6 +41,11 @@ def leave_signals_to_parent() -> None:
 
 
 def quiet_libraries() -> None:
-    """Children inherit it: transformers' hints and progress bars would come once per rank and worker."""
+    """Children inherit it: transformers' hints and progress bars would come once per rank and worker.
+
+    And torch._inductor, which transformers imports, makes a directory for compiled code on import and leaves it there
+    for good. Nothing is compiled here: it is told a directory that exists.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault(INDUCTOR, tempfile.gettempdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import signal
 import subprocess
@@ -68,6 +69,32 @@ def test_a_reader_cannot_write() -> None:
         assert ctypes.get_errno() == 13  # EACCES
         view.release()
         reader.close()
+
+
+def test_nor_through_the_descriptor_that_it_mapped() -> None:
+    with Arena(1 << 20) as arena:
+        memory = AttachedMemory(arena.address)
+        fd = os.open(arena.address.read, os.O_RDONLY)
+        (row,) = [
+            line for line in Path("/proc/self/maps").read_text().splitlines() if "arena" in line and "r--s" in line
+        ]
+        with pytest.raises(PermissionError):
+            mmap.mmap(fd, PAGE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.pwrite(fd, b"x", 0)
+        # This way a process, such as a debugger, writes to pages of its own that are read-only.
+        with Path("/proc/self/mem").open("r+b", buffering=0) as opened, pytest.raises(OSError):
+            opened.seek(int(row.split("-")[0], 16))
+            opened.write(b"x")
+        os.close(fd)
+        memory.close()
+
+
+def test_the_user_is_the_boundary_not_the_rank() -> None:
+    # docs/decisions/arena-boundary.md: if this is refused some day, the page is to say so.
+    with Arena(1 << 20) as arena:
+        for path in (arena.address.read, arena.address.write):
+            os.close(os.open(path, os.O_RDWR))
 
 
 def test_nobody_can_resize_it() -> None:

@@ -75,8 +75,8 @@ class Arena:
         """``size``: bytes, rounded up to pages. Raises ConfigError if the system cannot give them now."""
         whole = pages(size)
         table = first_payload(whole)
-        while first_payload(whole + table) > table:
-            table += PAGE
+        while (needed := first_payload(whole + table)) > table:
+            table = needed
         self._memory = OwnedMemory(whole + table)
         self._first = first_payload(whole + table)
         self._allocator = Allocator(whole + table - self._first)

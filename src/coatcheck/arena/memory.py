@@ -4,7 +4,7 @@ The owner makes it with ``memfd_create``: it has no name in any file system, doe
 and is gone with the last process that holds it, whatever killed them. It is sealed against resizing, so that no
 reader can be killed by SIGBUS. Others open it through the owner's /proc/PID/fd, which the kernel grants to processes
 of the same user only: read-only (ranks) or for writing (workers). A mapping of a descriptor opened read-only cannot be
-made writable.
+made writable; that the same process opens the segment once more for writing is not prevented.
 
 Layout: a table of nonces, one of 8 bytes for every page of the segment, then the payloads.
 """
@@ -33,8 +33,8 @@ _MADV_POPULATE_WRITE = 23
 class ArenaAddress:
     """Where another process of the same user and host finds the segment, as long as the owner lives."""
 
-    read: str  # path that opens read-only
-    write: str  # path that opens for writing
+    read: str  # path to open read-only
+    write: str  # path to open for writing
     size: int  # bytes, the table of nonces included
 
     def to_json(self) -> str:

@@ -10,12 +10,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import psutil
+
+from coatcheck.process import INDUCTOR
 
 START_S = 180.0  # four ranks on two cores take 20 s; a busy machine several times that
 STOP_S = 40.0  # drain, the ranks' leave, the workers'
@@ -29,11 +31,18 @@ class ServerProcess:
     """Context manager: starts on entry and is ready then, stops by SIGTERM on exit. ``log`` has the lines printed.
 
     The server has a directory of its own for temporary files, so that ``left_behind`` speaks of nobody else's.
-    ``environment`` is added to this process's own; ``module`` stands in for coatcheck where a test plants a fault.
+    ``environment`` is added to this process's own; ``module`` stands in for coatcheck where a test plants a fault;
+    ``within`` is a command that becomes the one that follows it, such as ``unshare``.
     """
 
-    def __init__(self, *options: str, environment: Mapping[str, str] | None = None, module: str = "coatcheck") -> None:
-        self._command = [sys.executable, "-m", module, "serve", "--port", "0", *options]
+    def __init__(
+        self,
+        *options: str,
+        environment: Mapping[str, str] | None = None,
+        module: str = "coatcheck",
+        within: Sequence[str] = (),
+    ) -> None:
+        self._command = [*within, sys.executable, "-m", module, "serve", "--port", "0", *options]
         self._environment = environment or {}
         self.log: list[str] = []
         self.url = ""  # with /v1
@@ -42,13 +51,15 @@ class ServerProcess:
         self._shared_memory = _names(SHARED_MEMORY)
 
     def __enter__(self) -> Self:
+        # torch sets it on import, in this process: the server is to find what a shell has.
+        inherited = {name: value for name, value in os.environ.items() if name != INDUCTOR}
         self.process = subprocess.Popen(
             self._command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, **self._environment, "TMPDIR": self._temporary.name},
+            env={**inherited, **self._environment, "TMPDIR": self._temporary.name},
         )
         self._reader = threading.Thread(target=self._read, name="server-log", daemon=True)
         self._reader.start()
@@ -77,9 +88,14 @@ class ServerProcess:
         """The server's process and all that it started."""
         return family(self.process.pid)
 
+    @property
+    def temporary(self) -> Path:
+        """The server's directory for temporary files: in the environment of every process of this server."""
+        return Path(self._temporary.name)
+
     def left_behind(self) -> set[str]:
         """Temporary files of the server, and what is in shared memory that was not there before it."""
-        return _names(Path(self._temporary.name)) | (_names(SHARED_MEMORY) - self._shared_memory)
+        return _names(self.temporary) | (_names(SHARED_MEMORY) - self._shared_memory)
 
     def stop(self) -> int:
         """SIGTERM, then the exit status. Raises subprocess.TimeoutExpired (after a kill) if it does not end in time."""
