@@ -31,6 +31,9 @@ MaxRunning = Annotated[int, typer.Option(help="Requests that run at once.")]
 KvTokens = Annotated[int, typer.Option(help="KV cache in tokens; a request reserves prompt + max_tokens.")]
 ChunkTokens = Annotated[int, typer.Option(help="Tokens computed per step.")]
 EncodePatches = Annotated[int, typer.Option(help="Image patches encoded per step (at least one image).")]
+EmbeddingCacheMib = Annotated[
+    int, typer.Option(help="Vision embeddings that each rank keeps, on the model's device; 0: none.")
+]
 Runner = Annotated[str, typer.Option(help="model, or null: no forward pass, to measure the input path alone.")]
 StepMs = Annotated[float, typer.Option(help="Milliseconds that the null runner's step sleeps.")]
 ReadyTimeout = Annotated[
@@ -90,6 +93,7 @@ def serve(
     kv_tokens: KvTokens = 32_768,
     chunk_tokens: ChunkTokens = 512,
     encode_patches: EncodePatches = 4_096,
+    embedding_cache_mib: EmbeddingCacheMib = 256,
     runner: Runner = "model",
     step_ms: StepMs = 0.0,
     ready_timeout: ReadyTimeout = 30.0,
@@ -134,6 +138,7 @@ def serve(
             kv_tokens=kv_tokens,
             chunk_tokens=chunk_tokens,
             encode_patches=encode_patches,
+            embedding_cache_bytes=embedding_cache_mib * MEBI,
             runner=runner,
             step_ms=step_ms,
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coatcheck.engine.embeddings import EmbeddingBook
 from coatcheck.engine.schedule import Schedule
 from coatcheck.messages import Arrived, Item, Sampling, Tensor, Work
 
@@ -33,7 +34,7 @@ requests = st.lists(st.tuples(parts, st.integers(1, 5), st.integers(0, 6)), min_
 def test_work_covers_every_sequence_once_in_order(
     requests: list[tuple[list[tuple[int, int]], int, int]], chunk: int, patches: int
 ) -> None:
-    schedule = Schedule(chunk, patches)
+    schedule = Schedule(chunk, patches, EmbeddingBook(0, 1))
     arrived = {f"r{i}": (request(f"r{i}", p, most), joins) for i, (p, most, joins) in enumerate(requests)}
     computed = dict.fromkeys(arrived, 0)
     encoded = dict.fromkeys(arrived, 0)
@@ -76,7 +77,7 @@ def test_work_covers_every_sequence_once_in_order(
 
 
 def test_decoding_goes_first() -> None:
-    schedule = Schedule(8, 64)
+    schedule = Schedule(8, 64, EmbeddingBook(0, 1))
     schedule.admit(request("long", [(30, 0)], 2))
     schedule.admit(request("short", [(1, 0)], 2))
     schedule.compose()  # 8 of long's 31 tokens
@@ -92,7 +93,7 @@ def test_decoding_goes_first() -> None:
 
 
 def test_a_stop_token_ends_and_unknown_requests_are_ignored() -> None:
-    schedule = Schedule(8, 64)
+    schedule = Schedule(8, 64, EmbeddingBook(0, 1))
     schedule.admit(request("a", [(1, 0)], 5, stop=(9,)))
     schedule.compose()
     (tokens,) = schedule.absorb({"a": 9, "gone": 1})

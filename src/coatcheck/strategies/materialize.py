@@ -122,4 +122,5 @@ class Materialize:
             count=item.count,
             hash=content,
             pad_value=PAD_SHIFT + content % PAD_RANGE,
+            digest=item.digest,
         )
