@@ -285,12 +285,14 @@ class Work(Record, frozen=True):
     encode: tuple[int, ...]  # items whose vision embeddings are to be computed first
     token: int | None  # decode: the token fed (then count == 1); prefill: None, the ids are in the inputs
     sample: bool  # the entry rank draws a token from the last position
+    store: tuple[int, ...] = ()  # those of ``encode`` whose embeddings every rank keeps under the item's digest
+    cached: tuple[int, ...] = ()  # items whose embeddings are taken from there, after ``encode`` and ``store``
 
 
 class Plan(Record, frozen=True):
     """What every rank executes in one step, in this order.
 
-    Arrivals, ended, admits, work. Frames: of all arrivals in order.
+    Arrivals, ended, evicted, admits, work. Frames: of all arrivals in order.
     """
 
     step: int
@@ -299,6 +301,7 @@ class Plan(Record, frozen=True):
     admits: tuple[Admit, ...] = ()
     work: tuple[Work, ...] = ()
     stop: bool = False  # leave the step loop after this plan
+    evicted: tuple[bytes, ...] = ()  # digests whose embeddings every rank drops; running requests keep what they took
 
 
 ToWorker = Job | Grant | NoRoom

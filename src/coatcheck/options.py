@@ -17,4 +17,7 @@ ChunkTokens = Annotated[int, typer.Option(help="Tokens computed per step.")]
 EncodePatches = Annotated[int, typer.Option(help="Image patches encoded per step (at least one image).")]
 Runner = Annotated[str, typer.Option(help="model, or null: no forward pass, to measure the input path alone.")]
 StepMs = Annotated[float, typer.Option(help="Milliseconds that the null runner's step sleeps.")]
+EmbeddingCacheMib = Annotated[
+    int, typer.Option(help="Vision embeddings that each rank keeps, on the model's device; 0: none.")
+]
 Pixels = Annotated[str, typer.Option(help="Payloads by handle: uint8 (compact) or float32 (as the others carry).")]

@@ -57,6 +57,8 @@ def test_a_whole_server_and_the_model(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     found = runs(tmp_path / "a.json")
     assert list(found) == ["object-inline", "dict-inline"]
+    engine = json.loads((tmp_path / "a.json").read_text())["options"]["engine"]
+    assert engine["embedding_cache_bytes"] == 0, "the second strategy would not pay for the pictures"
     assert len({run["inputs_sha256"] for run in found.values()}) == 1
     for run in found.values():
         assert run["inputs_sha256"]

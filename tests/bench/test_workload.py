@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ import torch
 from PIL import Image
 
 from coatcheck.bench.config import BenchConfig
+from coatcheck.bench.http import _options
 from coatcheck.bench.workload import TensorWorkload, http_bodies
-from coatcheck.engine.config import DEFAULT_MODEL
+from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
 from coatcheck.errors import ConfigError
 from coatcheck.frontend.config import FrontendConfig
 from coatcheck.frontend.desk import beside
@@ -106,3 +108,9 @@ def test_http_bodies_have_pictures_of_their_own() -> None:
 def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TensorWorkload(config(**options))
+
+
+def test_the_server_keeps_embeddings_only_as_told() -> None:
+    for mebi in (0, 3):
+        options = _options(config(engine=EngineConfig(embedding_cache_bytes=mebi << 20)), 1, Path("trace"), False)
+        assert options[options.index("--embedding-cache-mib") + 1] == str(mebi)

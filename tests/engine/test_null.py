@@ -48,7 +48,7 @@ def test_the_checksum_is_the_same_for_compact_pixels() -> None:
     pixels = torch.randint(256, (200, 3 * 49), dtype=torch.uint8)
 
     def made(pixels: torch.Tensor, table: PixelTable | None) -> MultimodalInputs:
-        return replace(inputs(), items=(MultimodalItem(pixels, (1, 10, 20), 0, 50, 0, 0, table),))
+        return replace(inputs(), items=(MultimodalItem(pixels, (1, 10, 20), 0, 50, 0, 0, table=table),))
 
     assert checksum(made(pixels, table)) == checksum(made(table.widen(pixels), None))
     changed = pixels.clone()

@@ -35,6 +35,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["--workers", "0"], "--workers: 0 is not allowed"),
         (["--device", "tpu"], "--device: 'tpu' is not one of auto, cpu, cuda"),
         (["--kv-tokens", "0"], "--kv-tokens: 0 is less than 1"),
+        (["--embedding-cache-mib", "-1"], "--embedding-cache-mib: -1 is less than 0"),
         (["--heartbeat", "100"], "--heartbeat: 100 s is more than half of --group-timeout (120 s)"),
         (["--chunk-tokens", "4"], "--chunk-tokens: 4 is less than --max-running (16)"),
         (["--admin-token", ""], "--admin-token or COATCHECK_ADMIN_TOKEN: allowed: printable ASCII, no spaces"),

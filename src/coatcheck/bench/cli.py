@@ -96,6 +96,7 @@ def engine(
             kv_tokens=kv_tokens,
             chunk_tokens=chunk_tokens,
             encode_patches=encode_patches,
+            embedding_cache_bytes=0,  # strategies ask about the same pictures, and each is to pay for them
             runner=runner,
             step_ms=step_ms,
         ),

@@ -122,6 +122,7 @@ def _options(config: BenchConfig, body_bytes: int, trace: Path, verify: bool) ->
         "--kv-tokens": config.engine.kv_tokens,
         "--chunk-tokens": config.engine.chunk_tokens,
         "--encode-patches": config.engine.encode_patches,
+        "--embedding-cache-mib": config.engine.embedding_cache_bytes >> 20,
         "--runner": config.engine.runner,
         "--step-ms": config.engine.step_ms,
         "--pixels": config.pixels,

@@ -25,6 +25,7 @@ class EngineConfig:
     kv_tokens: int = 32_768  # KV cache of all running requests together: prompt + max_tokens each
     chunk_tokens: int = 512  # tokens computed per step, prefill and decode together
     encode_patches: int = 4_096  # image patches encoded per step (one image at least): bounds how long decoding waits
+    embedding_cache_bytes: int = 256 << 20  # of vision embeddings that each rank keeps, on the model's device; 0: none
     runner: str = "model"  # null: no forward pass, a sleep (see coatcheck.engine.null)
     step_ms: float = 0.0  # the null runner's sleep
 
@@ -35,6 +36,8 @@ class EngineConfig:
         for name in ("max_running", "kv_tokens", "chunk_tokens", "encode_patches"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is less than 1")
+        if self.embedding_cache_bytes < 0:
+            raise ConfigError(f"--embedding-cache-mib: {self.embedding_cache_bytes >> 20} is less than 0")
         if self.step_ms < 0:
             raise ConfigError(f"--step-ms: {self.step_ms} is less than 0")
         if self.chunk_tokens < self.max_running:

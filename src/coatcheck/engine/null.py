@@ -57,6 +57,9 @@ class NullRunner:
         """See :class:`coatcheck.engine.runner.Runner`."""
         self._running.pop(request, None)
 
+    def evict(self, digests: Sequence[bytes]) -> None:
+        """See :class:`coatcheck.engine.runner.Runner`. There are no embeddings here, so none are kept."""
+
     def execute(self, work: Sequence[Work]) -> Outcome:
         """See :class:`coatcheck.engine.runner.Runner`."""
         time.sleep(self._step_s)

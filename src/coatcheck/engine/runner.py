@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from coatcheck.engine.attention import KVPool, Packed, Segment
+from coatcheck.engine.embedding_cache import EmbeddingCache
 from coatcheck.engine.sampling import Sampler
 from coatcheck.messages import Admit, Sampling, Work
 from coatcheck.strategies.inputs import MultimodalInputs, MultimodalItem
@@ -36,10 +37,18 @@ class Runner(Protocol):
         """Drops all there is of the request; unknown: nothing happens."""
         ...
 
+    def evict(self, digests: Sequence[bytes]) -> None:
+        """Drops the embeddings kept under these digests; running requests keep what they took.
+
+        Raises RanksDisagree if this rank lacks one.
+        """
+        ...
+
     def execute(self, work: Sequence[Work]) -> Outcome:
         """One step. A failure on this rank that concerns one request alone does not raise: the others' work is done.
 
-        It is reported at once, and no rank uses the request's result.
+        It is reported at once, and no rank uses the request's result. Raises RanksDisagree if work takes embeddings
+        from the cache that this rank lacks.
         """
         ...
 
@@ -47,7 +56,7 @@ class Runner(Protocol):
 @dataclass
 class _Running:
     inputs: MultimodalInputs  # without pixels
-    pictures: dict[int, MultimodalItem]  # with pixels, until encoded: a view may pin a buffer of many requests
+    pictures: dict[int, MultimodalItem]  # with pixels, until it has features: a view may pin a buffer of many requests
     kv_start: int
     sampler: Sampler
     features: dict[int, torch.Tensor] = field(default_factory=dict)  # by item: (count, hidden), until prefill passed it
@@ -59,21 +68,30 @@ class ModelRunner:
     ``samples``: True on the entry rank, which alone computes logits. ``failed``: told the request and the reason when
     this rank fails on one request; then NaN stands in for what could not be computed. Through the sums over the ranks
     it reaches the entry rank, whatever reports may be late, and there no token is drawn from it. Requests share no
-    attention and no row, so nobody else's result is touched.
+    attention and no row, so nobody else's result is touched; kept in ``cache``, NaN is taken by nobody else, as the
+    entry rank sees to (:mod:`coatcheck.engine.embeddings`).
     """
 
     def __init__(
-        self, model: Any, pool: KVPool, device: torch.device, samples: bool, failed: Callable[[str, str], None]
+        self,
+        model: Any,
+        pool: KVPool,
+        cache: EmbeddingCache,
+        device: torch.device,
+        samples: bool,
+        failed: Callable[[str, str], None],
     ) -> None:
         self._visual = model.model.visual
         self._language = model.model.language_model
         self._embed = model.model.language_model.embed_tokens
         self._head = model.lm_head
         self._pool = pool
+        self._cache = cache
         self._device = device
         self._samples = samples
         self._failed = failed
         self._running: dict[str, _Running] = {}
+        self.encoded = 0  # images given to the vision tower since the start
 
     def admit(self, admit: Admit, inputs: MultimodalInputs, sampling: Sampling) -> None:
         """See :class:`Runner`."""
@@ -85,6 +103,10 @@ class ModelRunner:
         """See :class:`Runner`."""
         self._running.pop(request, None)
 
+    def evict(self, digests: Sequence[bytes]) -> None:
+        """See :class:`Runner`."""
+        self._cache.evict(digests)
+
     @torch.inference_mode()
     def execute(self, work: Sequence[Work]) -> Outcome:
         """See :class:`Runner`."""
@@ -95,8 +117,7 @@ class ModelRunner:
         row = 0
         for part in work:
             running = self._running[part.request]
-            for index in part.encode:
-                running.features[index] = self._encode(part.request, running, index)
+            self._features(part, running)
             embeds.append(self._embeddings(part, running))
             positions.append(_positions(part, running.inputs))
             segments.append(Segment(row, part.start, part.count, running.kv_start))
@@ -112,10 +133,22 @@ class ModelRunner:
             self._sample(work, segments, hidden, outcome)
         return outcome
 
+    def _features(self, part: Work, running: _Running) -> None:
+        """Encodes, keeps and takes what the part says; of each item the pixels are dropped."""
+        items = running.inputs.items
+        for index in part.encode:
+            running.features[index] = self._encode(part.request, running, index)
+        for index in part.store:
+            self._cache.keep(items[index].digest, running.features[index])
+        for index in part.cached:
+            running.features[index] = self._cache.take(items[index].digest)
+            del running.pictures[index]
+
     def _encode(self, request: str, running: _Running, index: int) -> torch.Tensor:
         """The item's vision embeddings, (count, hidden)."""
         item = running.inputs.items[index]
         weight = self._embed.weight
+        self.encoded += 1
         try:
             pixels = running.pictures.pop(index).wide(self._device).to(weight.dtype)
             grid = torch.tensor([item.grid], device=self._device)

@@ -2,7 +2,7 @@
 
 Decoding requests come first, one token each, so that no prefill delays them by more than one step's budget; what is
 left of the budget goes to prefills in order of admission. An image's placeholders are computed only after the image
-is encoded.
+is encoded, or taken from the embedding cache, which costs nothing of the budget.
 
 Invariant: for every running request the work handed out covers positions 0, 1, 2, ... of its sequence exactly once,
 in order, and exactly the steps that complete the known tokens sample.
@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from coatcheck.messages import Arrived, Sampling, Tokens, Work
+from coatcheck.engine.embeddings import EmbeddingBook
+from coatcheck.messages import Arrived, Item, Sampling, Tokens, Work
 from coatcheck.strategies.materialize import is_valid
 
 Finish = Literal["stop", "length"]
@@ -23,30 +24,35 @@ Finish = Literal["stop", "length"]
 @dataclass
 class _Sequence:
     prompt: int  # tokens
-    spans: tuple[tuple[int, int, int], ...]  # (start, count, patches) of each item, in order
+    items: tuple[Item, ...]  # those that are valid, in order
     sampling: Sampling
     computed: int = 0  # tokens whose KV is in the cache
-    encoded: int = 0  # items encoded
+    encoded: int = 0  # items encoded, or taken from the cache
     last: int | None = None  # token drawn but not yet fed
     drawn: int = 0  # tokens drawn
 
 
 @dataclass
 class Schedule:
-    """``chunk_tokens`` and ``encode_patches``: budgets of one step (EngineConfig)."""
+    """``chunk_tokens`` and ``encode_patches``: budgets of one step (EngineConfig).
+
+    Writes the book of ``embeddings``; the caller closes the book's plan with the plan that carries the work.
+    """
 
     chunk_tokens: int
     encode_patches: int
+    embeddings: EmbeddingBook
     _running: dict[str, _Sequence] = field(default_factory=dict)  # in order of admission
 
     def admit(self, arrived: Arrived) -> None:
         """The request runs from the next step on."""
-        spans = tuple((item.start, item.count, item.pixels.shape[0]) for item in arrived.items if is_valid(item))
-        self._running[arrived.request] = _Sequence(len(arrived.ids), spans, arrived.sampling)
+        items = tuple(item for item in arrived.items if is_valid(item))
+        self._running[arrived.request] = _Sequence(len(arrived.ids), items, arrived.sampling)
 
     def end(self, request: str) -> None:
         """The request no longer runs; unknown: nothing happens."""
         self._running.pop(request, None)
+        self.embeddings.end(request)
 
     def __len__(self) -> int:
         return len(self._running)
@@ -79,19 +85,27 @@ class Schedule:
         start = sequence.computed
         end = min(start + budget, sequence.prompt)
         encode: list[int] = []
+        store: list[int] = []
+        cached: list[int] = []
         used = 0
-        while sequence.encoded < len(sequence.spans) and sequence.spans[sequence.encoded][0] < end:
-            first, _, size = sequence.spans[sequence.encoded]
-            if size > patches - used and not (used == 0 and patches == self.encode_patches):
-                end = first  # no room to encode it in this step: compute up to it
+        while sequence.encoded < len(sequence.items) and (item := sequence.items[sequence.encoded]).start < end:
+            size = item.pixels.shape[0]
+            if self.embeddings.take(request, item.digest):
+                cached.append(sequence.encoded)
+            elif size > patches - used and not (used == 0 and patches == self.encode_patches):
+                end = item.start  # no room to encode it in this step: compute up to it
                 break
-            encode.append(sequence.encoded)
+            else:
+                encode.append(sequence.encoded)
+                used += size
+                if self.embeddings.keep(request, item.digest, item.count):
+                    store.append(sequence.encoded)
             sequence.encoded += 1
-            used += size
         if end <= start:
             return None, 0
         sequence.computed = end
-        return Work(request, start, end - start, tuple(encode), None, sample=end == sequence.prompt), used
+        sample = end == sequence.prompt
+        return Work(request, start, end - start, tuple(encode), None, sample, tuple(store), tuple(cached)), used
 
     def absorb(self, drawn: Mapping[str, int]) -> list[Tokens]:
         """Takes the tokens that a step drew; returns what to tell the front end. Ended requests' tokens are dropped.
@@ -103,6 +117,8 @@ class Schedule:
             sequence = self._running.get(request)
             if sequence is None:
                 continue
+            if sequence.drawn == 0:
+                self.embeddings.prove(request)
             sequence.drawn += 1
             finish: Finish | None = None
             if token in sequence.sampling.stop_ids:

@@ -108,7 +108,8 @@ class EntryRole:
             self._poll()
             plan, frames = self._compose()
             overdue = time.monotonic() - self._last_plan >= self._heartbeat_s
-            if plan.arrivals or plan.ended or plan.admits or plan.work or plan.stop or overdue:
+            said = plan.arrivals or plan.ended or plan.evicted or plan.admits or plan.work or plan.stop
+            if said or overdue:
                 break
         self._channel.send(plan, frames)
         self._step += 1
@@ -124,6 +125,7 @@ class EntryRole:
             if isinstance(verdict, Rejection):
                 log.error("entry rank: request %s: %s", verdict.request, verdict.reason)
                 self._ledger.fail(verdict.request, verdict.reason)
+                self._schedule.embeddings.distrust(verdict.request)  # it may have drawn tokens, or have ended
             elif verdict is not None:
                 self._recorder.verified(verdict.request, verdict.digest)
                 self._tell(verdict)
@@ -235,7 +237,9 @@ class EntryRole:
         arrivals, frames = self._take_incoming(now)
         ended, self._ended = tuple(self._ended), []
         admits, self._admits = tuple(self._admits), []
-        return Plan(self._step, arrivals, ended, admits, self._schedule.compose(), self._stop), frames
+        work = self._schedule.compose()
+        evicted = self._schedule.embeddings.close_plan()
+        return Plan(self._step, arrivals, ended, admits, work, self._stop, evicted), frames
 
     def _takes_next(self) -> bool:
         """Is there a next request, and may the ranks hold it already?

@@ -2,8 +2,8 @@
 
 Each step a rank gets one plan (the entry rank makes and broadcasts it, the others receive it) and executes it in the
 order in which the plan is written: arrivals are materialized (here, or in the lane) and parked, ended requests
-dropped, admitted ones handed to the runner, the batch computed. Every choice on which ranks must agree is in the
-plan; none is made here.
+dropped, embeddings evicted, admitted requests handed to the runner, the batch computed. Every choice on which ranks
+must agree is in the plan; none is made here.
 """
 
 from __future__ import annotations
@@ -119,6 +119,7 @@ class Rank:
             self._runner.release(request)
             self._recorder.ended(request)
             self._drop(request)
+        self._runner.evict(plan.evicted)
         for admit in plan.admits:
             self._admit(admit)
         if plan.work:

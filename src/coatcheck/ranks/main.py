@@ -16,6 +16,8 @@ from coatcheck.arena import ArenaAddress, ArenaReader
 from coatcheck.engine.attention import KVPool
 from coatcheck.engine.checkpoint import check_divides, read_config
 from coatcheck.engine.config import EngineConfig
+from coatcheck.engine.embedding_cache import EmbeddingCache
+from coatcheck.engine.embeddings import EmbeddingBook
 from coatcheck.engine.model import load
 from coatcheck.engine.null import NullRunner
 from coatcheck.engine.positions import ModelPositions
@@ -107,7 +109,9 @@ def _serve(
     inline: Exchange
     background: Exchange
     if group.rank == 0:
-        role = _entry(settings, group, context, channel, available, recorder)
+        limit = engine.embedding_cache_bytes if engine.runner == "model" else 0
+        book = EmbeddingBook(limit, text.hidden_size * model.dtype.itemsize)
+        role = _entry(settings, group, context, channel, available, recorder, book)
         inline, background = EntryExchange(group.control), EntryExchange(group.lane)
     else:
         role = _follower(group, context, channel)
@@ -124,7 +128,7 @@ def _serve(
             text.vocab_size, engine.step_ms / 1e3, group.size, group.rank == 0, device, group.all_reduce
         )
     else:
-        runner = ModelRunner(model, _pool(engine, group, model), device, samples=group.rank == 0, failed=failed)
+        runner = _model_runner(engine, group, model, device, failed, recorder)
     # To the front end; sockets belong to one thread each.
     metrics, returns, lane_returns = (_push(context, settings.events) for _ in range(3))
     telemetry = Telemetry(group.rank, recorder.registry, metrics)
@@ -156,6 +160,7 @@ def _entry(
     channel: PlanChannel,
     available: Available,
     recorder: Recorder,
+    book: EmbeddingBook,
 ) -> EntryRole:
     reports = context.socket(zmq.PULL)
     reports.set_hwm(0)  # bounded by the requests under way
@@ -177,7 +182,7 @@ def _entry(
         channel=channel,
         sockets=EntrySockets(requests, events, reports, gone),
         ledger=ledger,
-        schedule=Schedule(settings.engine.chunk_tokens, settings.engine.encode_patches),
+        schedule=Schedule(settings.engine.chunk_tokens, settings.engine.encode_patches, book),
         regions=Regions(settings.engine.kv_tokens),
         max_running=settings.engine.max_running,
         heartbeat_s=settings.ranks.heartbeat_s,
@@ -220,6 +225,23 @@ def _table(engine: EngineConfig) -> PixelTable | None:
         return PixelTable.of(image_processor(engine.model))
     except ConfigError:
         return None
+
+
+def _model_runner(
+    engine: EngineConfig,
+    group: Group,
+    model: Any,
+    device: torch.device,
+    failed: Callable[[str, str], None],
+    recorder: Recorder,
+) -> ModelRunner:
+    cache = EmbeddingCache(group.rank)
+    runner = ModelRunner(model, _pool(engine, group, model), cache, device, samples=group.rank == 0, failed=failed)
+    recorder.gauge("embedding_cache_bytes", "Bytes of embeddings kept", lambda: cache.statistics().nbytes)
+    recorder.gauge("embedding_cache_items", "Images whose embeddings are kept", lambda: cache.statistics().items)
+    recorder.count("embedding_cache_hits", "Images not encoded, for embeddings kept", lambda: cache.statistics().hits)
+    recorder.count("images_encoded", "Images given to the vision tower", lambda: runner.encoded)
+    return runner
 
 
 def _pool(engine: EngineConfig, group: Group, model: Any) -> KVPool:

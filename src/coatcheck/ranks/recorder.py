@@ -17,10 +17,12 @@ Recording costs under 1 % of a step: ``python -m benchmarks.recording``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from coatcheck.messages import Arrived
 from coatcheck.ranks.stopwatch import Spent
@@ -41,8 +43,18 @@ class _Account:
     cpu: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Count(Collector):
+    name: str
+    text: str
+    value: Callable[[], float]
+
+    def collect(self) -> Iterable[Metric]:
+        yield CounterMetricFamily(self.name, self.text, value=self.value())
+
+
 class Recorder:
-    """One rank's. Only ``delivered`` and ``gauge`` may be called from another thread than the scheduler's."""
+    """One rank's. ``delivered``, ``gauge`` and ``count`` are for any thread, the rest for the scheduler's."""
 
     def __init__(self, trace: Trace | None = None) -> None:
         self.registry = CollectorRegistry()
@@ -65,6 +77,10 @@ class Recorder:
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A value to be read, from any thread, whenever metrics are."""
         Gauge(f"coatcheck_{name}", text, registry=self.registry).set_function(value)
+
+    def count(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """As ``gauge``, of a value that only grows; ``_total`` is added to the name."""
+        self.registry.register(_Count(f"coatcheck_{name}", text, value))
 
     # ------------------------------------------------------------------ the scheduler's thread
 

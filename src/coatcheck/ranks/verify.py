@@ -32,6 +32,10 @@ class VerifyingRunner:
         self._inputs.pop(request, None)
         self._runner.release(request)
 
+    def evict(self, digests: Sequence[bytes]) -> None:
+        """See :class:`Runner`."""
+        self._runner.evict(digests)
+
     def execute(self, work: Sequence[Work]) -> Outcome:
         """See :class:`Runner`."""
         for part in work:

@@ -20,6 +20,7 @@ class MultimodalItem:
     count: int  # placeholder tokens
     hash: int  # first 8 bytes of the item's digest
     pad_value: int  # stands for the item's tokens wherever prompts are compared; never a token id
+    digest: bytes = b""  # identity, as in :class:`coatcheck.messages.Item`
     table: PixelTable | None = None  # None: pixels are wide (float32), else they are compact (uint8)
 
     def wide(self, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -41,11 +42,11 @@ class MultimodalInputs:
     position_delta: int  # position of token i >= length is i + position_delta, on all three axes
 
     def digest(self) -> str:
-        """sha256 (hex) over ids, positions, grids and wide pixels, bit for bit. Debug mode and tests; slow."""
+        """sha256 (hex) over ids, positions, grids, digests and wide pixels, bit for bit. For debugging; slow."""
         state = hashlib.sha256()
         for tensor in (self.ids, self.positions, torch.tensor(self.position_delta)):
             state.update(tensor.contiguous().numpy().tobytes())
         for item in self.items:
-            state.update(repr((item.grid, item.start, item.count, item.hash, item.pad_value)).encode())
+            state.update(repr((item.grid, item.start, item.count, item.hash, item.pad_value, item.digest)).encode())
             state.update(item.wide().contiguous().numpy().data.cast("B"))
         return state.hexdigest()

@@ -131,5 +131,6 @@ class Materialize:
             count=item.count,
             hash=content,
             pad_value=PAD_SHIFT + content % PAD_RANGE,
+            digest=item.digest,
             table=self.table if compact else None,
         )
