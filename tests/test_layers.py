@@ -22,7 +22,6 @@ NEIGHBOURS = {
     "arena": set(),
     "engine": {"strategies"},
     "ranks": {"arena", "strategies", "admission", "engine"},
-    "arena": set(),
 }
 FOREIGN = ("fastapi", "uvicorn", "starlette", "sglang", "vllm", "transformers", "PIL", "typer", "rich", "openai")
 

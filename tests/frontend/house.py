@@ -17,7 +17,7 @@ from coatcheck.frontend.app import create_app
 from coatcheck.frontend.config import FrontendConfig
 from coatcheck.frontend.link import RankLink
 from coatcheck.frontend.workers import Answer, WorkerPool
-from coatcheck.messages import Processed, Sampling
+from coatcheck.messages import AutoRule, Processed, Sampling
 
 from .conftest import FakeEntry, chat_body
 
@@ -33,7 +33,7 @@ class InstantPool(WorkerPool):
     def is_ready(self) -> bool:
         return True
 
-    async def process(self, body: wire.Buffer, holder: str = "") -> Answer:
+    async def process(self, body: wire.Buffer, holder: str = "", rule: AutoRule | None = None) -> Answer:
         if b"hang" in body:
             await asyncio.sleep(60)
         if b"gate" in body:

@@ -10,7 +10,7 @@ import pytest
 
 from coatcheck.bench.server import ServerProcess
 from coatcheck.config import ADMIN_TOKEN
-from coatcheck.strategies.table import STRATEGIES
+from coatcheck.strategies.table import NAMES
 from tests.support.faulty_rank import LACKING
 
 pytestmark = pytest.mark.timeout(150)
@@ -51,13 +51,13 @@ def server() -> Iterator[ServerProcess]:
 def test_the_default_is_switched_and_a_header_overrides_it(server: ServerProcess) -> None:
     client = Client(server)
     text, used = client.ask()
-    assert used == "dict-inline"
-    for name in (*STRATEGIES, "lazy"):
+    assert used == "auto"
+    for name in (*NAMES, "lazy"):
         assert client.switch(name).status_code == 200
         assert client.ask() == (text, client.state()["strategy"])
         assert client.ask("object-background") == (text, "object-background")
-    assert client.state() == {"strategy": "dict-inline", "available": list(STRATEGIES), "unavailable": {}}
-    assert "the default strategy is object-inline from now on, was dict-inline" in server.text
+    assert client.state() == {"strategy": "dict-inline", "available": list(NAMES), "unavailable": {}}
+    assert "the default strategy is object-inline from now on, was auto" in server.text
 
 
 def test_the_token_reaches_no_child_and_no_log(server: ServerProcess) -> None:

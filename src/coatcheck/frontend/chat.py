@@ -24,8 +24,8 @@ from coatcheck.frontend.metrics import Metrics
 from coatcheck.frontend.responses import Completion, failure
 from coatcheck.frontend.rooms import Rooms
 from coatcheck.frontend.workers import WorkerPool
-from coatcheck.messages import Arrived, Processed
-from coatcheck.strategies.table import NEED_ARENA, carrier_named
+from coatcheck.messages import Arrived, AutoRule, Processed
+from coatcheck.strategies.table import AUTO, NEED_ARENA, carrier_named
 
 log = logging.getLogger("coatcheck.frontend")
 
@@ -102,7 +102,7 @@ class Chat:
         request = secrets.token_hex(16)
         async with until_client_leaves(receive):
             with self._rooms.held(request) if self._rooms is not None else nullcontext():
-                processed, frames = await self._pool.process(body, self._holder(request, strategy))
+                processed, frames = await self._pool.process(body, *self._holder(request, strategy))
                 del body
                 place.hold(sum(map(len, frames)))
                 stream = self._ask(request, strategy, processed, frames)
@@ -119,9 +119,13 @@ class Chat:
                     else:
                         await self._whole(reply, completion, first, stream)
 
-    def _holder(self, request: str, strategy: str) -> str:
-        """Who leases the payloads' blocks; "" if they do not go into the arena."""
-        return request if self._rooms is not None and carrier_named(strategy) in NEED_ARENA else ""
+    def _holder(self, request: str, strategy: str) -> tuple[str, AutoRule | None]:
+        """Who leases the payloads' blocks, "" if none go into the arena; and the rule by which they do, if not all."""
+        if self._rooms is None:
+            return "", None
+        if strategy == AUTO and self._link.ranks is not None:
+            return request, self._link.ranks.auto
+        return request if carrier_named(strategy) in NEED_ARENA else "", None
 
     def _ask(
         self, request: str, strategy: str, processed: Processed, frames: list[memoryview]

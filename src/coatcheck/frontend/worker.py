@@ -83,19 +83,24 @@ class Desk:
             raise WireError(f"a job was expected, {type(job).__name__} came")
         return job, frames
 
-    def check_in(self, processed: Processed, pixels: Sequence[Pixels]) -> Processed:
-        """The same, its pixels in the arena. Raises NoPlace if there was no room; the front end knows why."""
+    def check_in(self, processed: Processed, pixels: Sequence[Pixels]) -> tuple[Processed, Sequence[Pixels]]:
+        """The same, its pixels in the arena, or those that go beside it since the front end wants them there.
+
+        Raises NoPlace if there was no room; the front end knows why.
+        """
         if self._memory is None:
             raise ConfigError("a job wants the arena, and there is none")
         wire.send(self._socket, Need(processed.job, tuple(values.nbytes for values in pixels)))
         granted = self._decode(self._socket.recv())
         if not isinstance(granted, Grant) or granted.job != processed.job:
             raise NoPlace
+        if not granted.places:
+            return processed, pixels
         items = []
         for item, values, (offset, nonce) in zip(processed.items, pixels, granted.places, strict=True):
             self._memory.view[offset : offset + values.nbytes] = values.data.cast("B")
             items.append(msgspec.structs.replace(item, pixels=Handle(offset, nonce, item.pixels.shape, "float32")))
-        return msgspec.structs.replace(processed, items=tuple(items))
+        return msgspec.structs.replace(processed, items=tuple(items)), ()
 
 
 class NoPlace(Exception):
@@ -107,10 +112,10 @@ def answer(socket: zmq.Socket[bytes], processor: Processor, desk: Desk) -> None:
     job, frames = desk.job()
     try:
         processed, pixels = processor.process(job.job, frames[0])
+        beside: Sequence[Pixels] = pixels
         if job.arena and pixels:
-            wire.send(socket, desk.check_in(processed, pixels))
-        else:
-            wire.send(socket, processed, [values.data.cast("B") for values in pixels])
+            processed, beside = desk.check_in(processed, pixels)
+        wire.send(socket, processed, [values.data.cast("B") for values in beside])
     except BadRequest as error:
         refused = Refused(job=job.job, message=str(error), param=error.param, code=error.code, status=error.status)
         wire.send(socket, refused)

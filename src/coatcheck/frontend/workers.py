@@ -20,9 +20,10 @@ import zmq.asyncio
 from coatcheck import process, wire
 from coatcheck.arena import Block
 from coatcheck.errors import BadRequest, Overloaded, WireError, WorkerFailed
+from coatcheck.frontend.auto import rides_inside
 from coatcheck.frontend.config import FrontendConfig, to_json
 from coatcheck.frontend.rooms import Rooms
-from coatcheck.messages import Failed, FromWorker, Grant, Job, Need, NoRoom, Processed, Refused, WorkerReady
+from coatcheck.messages import AutoRule, Failed, FromWorker, Grant, Job, Need, NoRoom, Processed, Refused, WorkerReady
 from coatcheck.private_socket import PrivateEndpoint
 
 log = logging.getLogger("coatcheck.frontend")
@@ -61,6 +62,7 @@ class _Task:
     body: wire.Buffer
     answer: asyncio.Future[Answer]
     holder: str  # the request that leases what the worker puts into the arena; "": it does not
+    rule: AutoRule | None = None  # which payloads go beside the answer all the same
     asked: bool = False  # for room
     blocks: list[Block] = field(default_factory=list)  # reserved for the worker to write to
     refusal: BadRequest | Overloaded | None = None  # why there was no room
@@ -125,10 +127,11 @@ class WorkerPool:
         """A worker has been ready, and the pool has not failed since: jobs are taken, if perhaps after a restart."""
         return self._settled.is_set() and self._failure is None and not self._closed
 
-    async def process(self, body: wire.Buffer, holder: str = "") -> Answer:
+    async def process(self, body: wire.Buffer, holder: str = "", rule: AutoRule | None = None) -> Answer:
         """One request's body through a worker; the caller must not change ``body`` afterwards.
 
-        With a ``holder`` payloads are in the arena, leased to it; the caller ends the holder in any case.
+        With a ``holder`` payloads are in the arena, leased to it; the caller ends the holder in any case. With a
+        ``rule`` that is so unless the rule lets them ride inside.
 
         Raises BadRequest (the client's fault), Overloaded (too many wait, or the arena is full), WorkerFailed (the
         worker failed, died or took longer than ``job_timeout_s``). Cancelling takes a waiting job out of the queue;
@@ -138,7 +141,7 @@ class WorkerPool:
             raise WorkerFailed(self._failure or "The workers are shut down")
         if len(self._waiting) >= self._config.max_waiting:
             raise Overloaded("Too many requests wait for a worker")
-        task = _Task(next(self._counts.numbers), body, asyncio.get_running_loop().create_future(), holder)
+        task = _Task(next(self._counts.numbers), body, asyncio.get_running_loop().create_future(), holder, rule)
         self._waiting.append(task)
         self._dispatch()
         try:
@@ -229,6 +232,10 @@ class WorkerPool:
         if task is None or rooms is None or need.job != task.job or not task.holder or task.asked:
             raise WireError("room asked for no job of its own")
         task.asked = True
+        rule = task.rule
+        if rule is not None and rides_inside(sum(need.sizes), rule.inside_bytes, rooms.arena.capacity):
+            self._send(worker, [worker.identity, wire.encode(Grant(task.job, ()))])
+            return
 
         async def grant() -> None:
             try:

@@ -24,10 +24,13 @@ from coatcheck.engine.regions import Regions
 from coatcheck.engine.runner import ModelRunner, Runner
 from coatcheck.engine.schedule import Schedule
 from coatcheck.errors import CoatcheckError, ConfigError
-from coatcheck.messages import RanksReady, Ready
+from coatcheck.messages import AutoRule, RanksReady, Ready
 from coatcheck.private_socket import PrivateEndpoint
 from coatcheck.process import die_with_parent, leave_signals_to_parent, set_name
+from coatcheck.ranks import calibrate
+from coatcheck.ranks.auto import Auto
 from coatcheck.ranks.available import Available, agree
+from coatcheck.ranks.config import RankConfig
 from coatcheck.ranks.entry import EntryRole, EntrySockets
 from coatcheck.ranks.exchange import EntryExchange, FollowerExchange
 from coatcheck.ranks.follower import FollowerRole
@@ -90,15 +93,15 @@ def _serve(
         dtype = torch.float32  # CPUs have no fast bfloat16
     model = load(engine.model, dtype, device, group.rank, group.size, group.all_reduce)
     text, vision = model.config.text_config, model.config.vision_config
-    materialize: Materializer = Materialize(
+    own = Materialize(
         positions=ModelPositions(model.model),
         placeholder=model.config.image_token_id,
         merge=vision.spatial_merge_size,
         width=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
         view=reader.view if reader is not None else no_arena_here,
     )
-    if around is not None:
-        materialize = around(materialize, group.rank)
+    materialize = own if around is None else around(own, group.rank)
+    auto = _calibrate(settings.ranks, group, own, available)
     trace = _trace(settings.ranks.trace, group.rank)
     recorder = Recorder(trace)
     channel = PlanChannel(group, recorder.broadcast)
@@ -106,7 +109,7 @@ def _serve(
     inline: Exchange
     background: Exchange
     if group.rank == 0:
-        role = _entry(settings, group, context, channel, available, recorder)
+        role = _entry(settings, group, context, channel, available, auto, recorder)
         inline, background = EntryExchange(group.control), EntryExchange(group.lane)
     else:
         role = _follower(group, context, channel)
@@ -154,6 +157,7 @@ def _entry(
     context: zmq.Context[zmq.Socket[bytes]],
     channel: PlanChannel,
     available: Available,
+    auto: Auto,
     recorder: Recorder,
 ) -> EntryRole:
     reports = context.socket(zmq.PULL)
@@ -167,7 +171,7 @@ def _entry(
     pids: list[int] = [0] * group.size
     dist.all_gather_object(pids, os.getpid(), group=group.control)
     engine, unavailable = settings.engine, tuple(available.unavailable.items())
-    send(events, RanksReady(group.size, tuple(pids), engine.max_running, engine.kv_tokens, unavailable))
+    send(events, RanksReady(group.size, tuple(pids), engine.max_running, engine.kv_tokens, unavailable, auto.rule))
     ledger = Ledger(group.size, settings.ranks.ready_timeout_s)
     recorder.gauge("ranks_waiting", "Requests that some rank has not reported", lambda: ledger.statistics().waiting)
     recorder.gauge("ranks_ready", "Requests ready, not admitted", lambda: ledger.statistics().ready)
@@ -181,8 +185,26 @@ def _entry(
         max_running=settings.engine.max_running,
         heartbeat_s=settings.ranks.heartbeat_s,
         intake_bytes=settings.ranks.intake_bytes,
+        auto=auto,
         recorder=recorder,
     )
+
+
+def _calibrate(config: RankConfig, group: Group, materialize: Materialize, available: Available) -> Auto:
+    """By all ranks together, unless options say all that there is to know. What followers get is never used."""
+    handles = available.handles
+    needed = config.auto_timing == "measured" or (handles and config.auto_inside_bytes is None)
+    if not needed:
+        return Auto(AutoRule(config.auto_inside_bytes if handles else None, config.auto_timing))
+    channel = PlanChannel(group, lambda arrivals, spent: None)
+    if group.rank != 0:
+        calibrate.follow(channel, materialize)
+        return Auto(AutoRule())
+    measured = calibrate.lead(channel, materialize, group.rank, handles)
+    log.info("entry rank: %s", measured)
+    inside = measured.inside_bytes if config.auto_inside_bytes is None else config.auto_inside_bytes
+    rule = AutoRule(inside if handles else None, config.auto_timing, measured.handover_s)
+    return Auto(rule, measured.materialize)
 
 
 def _follower(group: Group, context: zmq.Context[zmq.Socket[bytes]], channel: PlanChannel) -> FollowerRole:
