@@ -2,9 +2,10 @@
 
 The entry rank leads: it sends plans over the ranks' own channel, and everybody executes them as requests are executed
 later. All times are wall time of the entry rank's thread, waits included, since that is what a stall is; its CPU time
-would leave out the wait for the other ranks, which is most of a small broadcast. Medians, since other processes disturb
-single samples; the contenders take turns, so that they are disturbed alike. Before each sample an empty plan brings all
-ranks to the same point.
+would leave out the wait for the other ranks, which is most of a small broadcast. Lower quartiles, since what other
+processes take is only ever added: with other work on all cores medians gave thresholds from 4 to 294 KiB in one minute.
+The contenders take turns, so that they are disturbed alike. Before each sample an empty plan brings all ranks to the
+same point.
 
 For payloads of a few sizes n (images of the model's own geometry):
 
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -42,15 +43,14 @@ from coatcheck.wire import Buffer, Decoder, nbytes, send
 EDGES = (1, 2, 4, 7)  # of a sample's image, in tokens: 18 KiB to 900 KiB as float32 with patches of 14
 LEAST_BYTES = 4096  # a payload takes whole pages of the arena
 MOST_BYTES = 1 << 20
-ROUNDS = (5, 25)  # at least and at most; the first is not counted
-BUDGET_S = 0.3  # no round begins after this
-HANDOVERS = 25
-LANE_S = 5.0  # for the lane's thread to end
+ROUNDS = (9, 25)  # at least and at most; the first is not counted
+BUDGET_S = 0.4  # no round begins after this
+LANE_S = 5.0  # for the lane's thread to answer or to end
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Medians in seconds. ``handle`` is empty, and has no line, where payloads cannot come by handle."""
+    """Lower quartiles in seconds. ``handle`` is empty, and has no line, where payloads cannot come by handle."""
 
     inside: Mapping[int, float]  # by payload bytes, ascending
     handle: Mapping[int, float]
@@ -114,58 +114,92 @@ def follow(channel: PlanChannel, materialize: Materialize) -> None:
 def lead(channel: PlanChannel, materialize: Materialize, rank: int, handles: bool) -> Measured:
     """The entry rank's part. ``handles``: may payloads come by handle? Raises ConfigError without memory for a MiB."""
     samples = [_sample(materialize, edge) for edge in EDGES]
+    carriers = ("dict", "handle") if handles else ("dict",)
+    handovers: list[float] = []
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    lane = Lane(rank)
     try:
         with _in_arena(samples, handles) as reader:
-            mapped = replace(materialize, view=reader.view) if reader is not None else materialize
-            push, pull = context.socket(zmq.PUSH), context.socket(zmq.PULL)
-            push.bind("inproc://calibration")
-            pull.connect("inproc://calibration")
-            pull.setsockopt(zmq.RCVTIMEO, round(LANE_S * 1000))
-
-            def inside(sample: _Sample) -> float:
-                channel.send(Plan(0, (sample.arrived,)), sample.frames)
-                return _seconds(lambda: materialize(sample.arrived, sample.frames))
-
-            def by_handle(sample: _Sample) -> float:
-                assert reader is not None
-                channel.send(Plan(0, (sample.handles,)))
-                made = _seconds(lambda: mapped(sample.handles, ()))
-                for item in sample.handles.items:
-                    assert isinstance(item.pixels, Handle)
-                    reader.check(item.pixels)
-                send(push, Returned(sample.handles.request, rank))
-                return made
-
-            contenders = {"dict": inside, **({"handle": by_handle} if handles else {})}
+            contender = _Contender(channel, materialize, reader, rank, context)
             deadline = time.perf_counter() + BUDGET_S
             for number in range(ROUNDS[1]):
                 if number >= ROUNDS[0] and time.perf_counter() > deadline:
                     break
                 for sample in samples:
-                    for carrier, run in contenders.items():
-                        channel.send(Plan(0))
-                        start = time.perf_counter()
-                        made = run(sample)
+                    for carrier in carriers:
+                        whole, made = contender.run(sample, carrier)
                         if number:
-                            sample.whole.setdefault(carrier, []).append(time.perf_counter() - start)
+                            sample.whole.setdefault(carrier, []).append(whole)
                             sample.made.setdefault(carrier, []).append(made)
-            while pull.poll(0):
-                pull.recv()
-            handover = _handover(rank, push, pull)
+                    handovers.append(contender.handover(lane))
     finally:
         channel.send(Plan(0, stop=True))
+        lane.close(LANE_S)
         context.destroy(linger=0)
-    whole = {
-        carrier: {sample.nbytes: statistics.median(sample.whole[carrier]) for sample in samples}
-        for carrier in contenders
-    }
+    lows = {carrier: {sample.nbytes: _low(sample.whole[carrier]) for sample in samples} for carrier in carriers}
     return Measured(
-        inside=whole["dict"],
-        handle=whole.get("handle", {}),
-        materialize={carrier: _fit(samples, carrier) for carrier in contenders},
-        handover_s=handover,
+        inside=lows["dict"],
+        handle=lows.get("handle", {}),
+        materialize={carrier: _fit(samples, carrier) for carrier in carriers},
+        handover_s=_low(handovers),
     )
+
+
+class _Contender:
+    """Does what the entry rank's thread does for one request."""
+
+    def __init__(
+        self,
+        channel: PlanChannel,
+        materialize: Materialize,
+        reader: ArenaReader | None,
+        rank: int,
+        context: zmq.Context[zmq.Socket[bytes]],
+    ) -> None:
+        self._channel = channel
+        self._materialize = materialize if reader is None else replace(materialize, view=reader.view)
+        self._reader = reader
+        self._rank = rank
+        self._decode = Decoder[Report](Report)
+        (self._returns, self._returned), (self._reports, self._reported) = (
+            _pair(context, f"inproc://{name}") for name in ("returns", "reports")
+        )
+
+    def run(self, sample: _Sample, carrier: str) -> tuple[float, float]:
+        """Seconds in all, and of them for materializing."""
+        arrived, frames = (sample.arrived, sample.frames) if carrier == "dict" else (sample.handles, [])
+        self._channel.send(Plan(0))
+        start = time.perf_counter()
+        self._channel.send(Plan(0, (arrived,)), frames)
+        sent = time.perf_counter()
+        self._materialize(arrived, frames)
+        made = time.perf_counter()
+        if carrier == "handle":
+            for item in arrived.items:
+                assert self._reader is not None
+                assert isinstance(item.pixels, Handle)
+                self._reader.check(item.pixels)
+            send(self._returns, Returned(arrived.request, self._rank))
+        end = time.perf_counter()
+        if carrier == "handle":
+            self._returned.recv()
+        return end - start, made - sent
+
+    def handover(self, lane: Lane) -> float:
+        """Seconds until the report of a job that does nothing else has been read."""
+        start = time.perf_counter()
+        job = Job("calibration", False, lambda: True, lambda: send(self._reports, Ready("calibration", self._rank)))
+        lane.submit(job)
+        self._decode(self._reported.recv())
+        return time.perf_counter() - start
+
+
+def _pair(context: zmq.Context[zmq.Socket[bytes]], address: str) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+    push, pull = context.socket(zmq.PUSH), context.socket(zmq.PULL)
+    push.bind(address)
+    pull.connect(address)
+    pull.setsockopt(zmq.RCVTIMEO, round(LANE_S * 1000))
+    return push, pull
 
 
 @contextmanager
@@ -186,30 +220,12 @@ def _in_arena(samples: Sequence[_Sample], wanted: bool) -> Iterator[ArenaReader 
         reader.close()
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+def _low(samples: Sequence[float]) -> float:
+    return statistics.quantiles(samples, n=4)[0]
 
 
 def _fit(samples: Sequence[_Sample], carrier: str) -> Line:
     """Through the smallest and the largest; never falling, and never below zero."""
-    first, last = (statistics.median(sample.made[carrier]) for sample in (samples[0], samples[-1]))
+    first, last = (_low(sample.made[carrier]) for sample in (samples[0], samples[-1]))
     slope = max(0.0, (last - first) / (samples[-1].nbytes - samples[0].nbytes))
     return Line(max(0.0, first - slope * samples[0].nbytes), slope)
-
-
-def _handover(rank: int, push: zmq.Socket[bytes], pull: zmq.Socket[bytes]) -> float:
-    """Median. ``push`` is the lane's until this returns."""
-    decode = Decoder[Report](Report)
-    lane = Lane(rank)
-    times = []
-    try:
-        for _ in range(HANDOVERS):
-            start = time.perf_counter()
-            lane.submit(Job("calibration", False, lambda: True, lambda: send(push, Ready("calibration", rank))))
-            decode(pull.recv())
-            times.append(time.perf_counter() - start)
-    finally:
-        lane.close(LANE_S)
-    return statistics.median(times)
