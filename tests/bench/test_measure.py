@@ -47,7 +47,9 @@ def test_all_strategies_on_bare_ranks_consume_the_same(tmp_path: Path) -> None:
         assert [len(round_["requests"]) for round_ in run["samples"]] == [4, 4]
         assert all(len(request["itl_ms"]) == 3 for round_ in run["samples"] for request in round_["requests"])
         assert set(run["samples"][0]["cpu_seconds"]) == {"rank0", "rank1"}
-        assert {stall["phase"] for stall in run["samples"][0]["stalls"]} >= {"receive", "broadcast", "admit"}
+        phases = {stall["phase"] for stall in run["samples"][0]["stalls"]}
+        assert phases >= {"receive", "admit"}
+        assert ("broadcast" in phases) == name.startswith(("object", "dict")), "a handle needs no second collective"
 
 
 def test_a_whole_server_and_the_model(tmp_path: Path) -> None:
