@@ -20,7 +20,7 @@ import openai
 
 from benchmarks.questions import MODEL, ask, client, data_url, messages
 from coatcheck.bench.server import ServerProcess
-from coatcheck.strategies.table import STRATEGIES
+from coatcheck.strategies.table import NAMES
 from training.evaluate import DEFAULT_MODEL, Generator, Sample, held_out, held_out_form
 
 HANG_S = 60.0  # no request may take longer
@@ -114,7 +114,7 @@ class Mix:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--strategies", default=",".join(STRATEGIES))
+    parser.add_argument("--strategies", default=",".join(NAMES))
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--tp", type=int, default=2)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.schemes_report import write
 
+STRATEGIES = ("--strategies", "object-inline,object-background,dict-inline,dict-background")
 NULL = ("--input", "tensors", "--runner", "null")
 SIZES = {  # payload: options
     "1mb": ("--image", "224x224"),
@@ -56,7 +57,17 @@ def measure(directory: Path) -> int:
         path = directory / f"{case.name}.json.gz"
         if path.exists():
             continue
-        command = [sys.executable, "-m", "coatcheck", "bench", "engine", *case.options, "--json", str(path)]
+        command = [
+            sys.executable,
+            "-m",
+            "coatcheck",
+            "bench",
+            "engine",
+            *STRATEGIES,
+            *case.options,
+            "--json",
+            str(path),
+        ]
         print("coatcheck bench engine", *case.options, flush=True)
         status |= subprocess.run(command, check=False).returncode
     return status

@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.questions import ask, client
 from coatcheck.bench.server import ServerProcess
 from coatcheck.config import ADMIN_TOKEN
-from coatcheck.strategies.table import STRATEGIES
+from coatcheck.strategies.table import NAMES
 from training.evaluate import DEFAULT_MODEL, Generator, Sample, held_out, held_out_form
 
 START = "dict-inline"  # the server's first default
@@ -132,14 +132,14 @@ def main() -> int:
         *held_out_form("chat", args.samples, args.seed),
     ]
     pairs = list(zip(samples, Generator(DEFAULT_MODEL, batch=1)(samples), strict=True))
-    targets = list(itertools.islice(itertools.cycle(STRATEGIES), args.switches))
+    targets = list(itertools.islice(itertools.cycle(NAMES), args.switches))
     token = secrets.token_urlsafe()
     options = ("--tp", str(args.tp), "--strategy", START)
     with ServerProcess(*options, environment={ADMIN_TOKEN: token}) as server:
         tally = asyncio.run(run(server.url, token, pairs, targets, args.clients, args.every))
         counts = served(server.url)
     latencies = sorted(tally.latencies) or [0.0]
-    ok = {name: counts["ok", name] for name in STRATEGIES}
+    ok = {name: counts["ok", name] for name in NAMES}
     for name, count in ok.items():
         print(f"{name}: {count} requests served")
     other = {key: count for key, count in counts.items() if key[0] != "ok" and count}

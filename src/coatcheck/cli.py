@@ -45,6 +45,13 @@ ReadyTimeout = Annotated[
 Heartbeat = Annotated[float, typer.Option(help="Seconds between plans when there is nothing to do.")]
 GroupTimeout = Annotated[float, typer.Option(help="Seconds after which a rank that hangs in a step counts as lost.")]
 IntakeMib = Annotated[int, typer.Option(help="Payloads of requests not admitted yet that a rank holds at most.")]
+AutoThresholdKib = Annotated[
+    int | None,
+    typer.Option(help="Payloads of a request up to this ride beside it under auto.  [default: measured at start]"),
+]
+AutoTiming = Annotated[
+    str, typer.Option(help="Under auto: inline, background, or measured: by the load and costs measured at start.")
+]
 Trace = Annotated[str, typer.Option(help="Debug: directory for what each request cost on each rank, rankN.jsonl.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Debug: compare the inputs consumed on all ranks.")]
 
@@ -62,7 +69,7 @@ def serve(
     model: Model = DEFAULT_MODEL,
     model_name: Annotated[str, typer.Option(help="Name that clients give (default: the directory's).")] = "",
     tp: Tp = 2,
-    strategy: Annotated[str, typer.Option(help="How pixels reach the ranks; see the README.")] = "dict-inline",
+    strategy: Annotated[str, typer.Option(help="How pixels reach the ranks; see the README.")] = "auto",
     strategy_header: Annotated[
         bool, typer.Option("--strategy-header", help="Let a request's header X-Coatcheck-Strategy choose its strategy.")
     ] = False,
@@ -103,6 +110,8 @@ def serve(
     heartbeat: Heartbeat = 10.0,
     group_timeout: GroupTimeout = 120.0,
     intake_mib: IntakeMib = 1024,
+    auto_threshold_kib: AutoThresholdKib = None,
+    auto_timing: AutoTiming = "measured",
     verify: Verify = False,
     trace: Trace = "",
     external_ranks: Annotated[
@@ -151,6 +160,8 @@ def serve(
             heartbeat_s=heartbeat,
             group_timeout_s=group_timeout,
             intake_bytes=intake_mib * MEBI,
+            auto_inside_bytes=None if auto_threshold_kib is None else auto_threshold_kib << 10,
+            auto_timing=auto_timing,
             trace=str(Path(trace).absolute()) if trace else "",
         ),
         tp=tp,

@@ -110,7 +110,7 @@ class Grant(Record, frozen=True):
     """Front end -> worker: one for each payload wanted, in order."""
 
     job: int
-    places: tuple[Place | Stored, ...]
+    places: tuple[Place | Stored, ...]  # none: the payloads go beside the answer
 
 
 class NoRoom(Record, frozen=True):
@@ -161,7 +161,7 @@ class Arrived(Record, frozen=True):
     """Front end -> entry rank, and from there inside a plan to every rank. Frames: one per item's pixels."""
 
     request: str  # unique among all requests of one server
-    strategy: str  # decided by the front end; ranks only obey
+    strategy: str  # decided by the front end, or by the entry rank if it is auto; ranks only obey
     ids: tuple[int, ...]
     items: tuple[Item, ...]
     sampling: Sampling
@@ -178,6 +178,14 @@ class Stop(Record, frozen=True):
     """Front end -> entry rank: end every request that is left, then leave the step loop."""
 
 
+class AutoRule(Record, frozen=True):
+    """How requests whose strategy is ``auto`` are treated; see coatcheck.ranks.auto for the entry rank's part."""
+
+    inside_bytes: int | None = None  # payloads of up to this sum ride beside the request, others by handle; None: all
+    timing: str = "measured"  # by load and measured costs, or always "inline" or "background"
+    handover_s: float = 0.0  # what the lane adds to a request's way; 0: not measured
+
+
 class RanksReady(Record, frozen=True):
     """Entry rank -> front end, once, when every rank can execute plans."""
 
@@ -186,6 +194,7 @@ class RanksReady(Record, frozen=True):
     max_running: int  # requests that run at once
     kv_tokens: int  # KV-cache tokens there are in all
     unavailable: tuple[tuple[str, str], ...] = ()  # strategies that could not start on some rank, and why
+    auto: AutoRule = AutoRule()
 
 
 class Tokens(Record, frozen=True):

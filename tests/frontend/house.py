@@ -16,8 +16,9 @@ from coatcheck import wire
 from coatcheck.frontend.app import create_app
 from coatcheck.frontend.config import FrontendConfig
 from coatcheck.frontend.link import RankLink
+from coatcheck.frontend.placing import BESIDE, Payloads
 from coatcheck.frontend.workers import Answer, WorkerPool
-from coatcheck.messages import PixelForm, Processed, Sampling
+from coatcheck.messages import Processed, Sampling
 
 from .conftest import FakeEntry, chat_body
 
@@ -33,7 +34,7 @@ class InstantPool(WorkerPool):
     def is_ready(self) -> bool:
         return True
 
-    async def process(self, body: wire.Buffer, pixels: PixelForm = "float32", holder: str = "") -> Answer:
+    async def process(self, body: wire.Buffer, payloads: Payloads = BESIDE) -> Answer:
         if b"hang" in body:
             await asyncio.sleep(60)
         if b"gate" in body:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from coatcheck.frontend import admin
+from coatcheck.strategies.table import NAMES
 
 from .house import House, house
 
@@ -19,7 +20,6 @@ pytestmark = pytest.mark.anyio
 TOKEN = "a-token-of-the-test"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 ROUTE = "/admin/strategy"
-NAMES = ["object-inline", "object-background", "dict-inline", "dict-background"]
 
 
 async def put(made: House, name: Any) -> httpx.Response:
@@ -52,8 +52,8 @@ async def test_only_the_token_opens_it(model_dir: Path, given: str) -> None:
             assert response.status_code == 401
             assert response.headers["www-authenticate"] == "Bearer"
             assert response.json()["error"]["code"] == "unauthorized"
-            assert "dict" not in response.text
-        assert await default(made) == "dict-inline"
+            assert "auto" not in response.text
+        assert await default(made) == "auto"
 
 
 async def test_the_scheme_has_no_case(model_dir: Path) -> None:
@@ -66,13 +66,13 @@ async def test_a_switch_changes_new_requests_and_is_logged(model_dir: Path, capl
         await made.post("Hi")
         response = await put(made, "17a57fd86")
         assert response.status_code == 200
-        assert response.json() == {"strategy": "object-inline", "available": NAMES, "unavailable": {}}
+        assert response.json() == {"strategy": "object-inline", "available": list(NAMES), "unavailable": {}}
         assert response.json() == (await made.http.get(ROUTE, headers=BEARER)).json()
         await put(made, "object-inline")  # no change
         await made.post("Hi")
-        assert [arrived.strategy for arrived, _ in made.entry.requests] == ["dict-inline", "object-inline"]
+        assert [arrived.strategy for arrived, _ in made.entry.requests] == ["auto", "object-inline"]
     logged = [record.getMessage() for record in caplog.records if "default strategy" in record.getMessage()]
-    assert logged == ["the default strategy is object-inline from now on, was dict-inline"]
+    assert logged == ["the default strategy is object-inline from now on, was auto"]
 
 
 async def test_requests_under_way_keep_theirs(model_dir: Path) -> None:
@@ -95,13 +95,13 @@ async def test_requests_under_way_keep_theirs(model_dir: Path) -> None:
         for running in (at_the_ranks, at_a_worker):
             response = await running
             assert response.status_code == 200
-            assert response.headers["x-coatcheck-strategy"] == "dict-inline"
+            assert response.headers["x-coatcheck-strategy"] == "auto"
         assert (await made.post("Hi")).headers["x-coatcheck-strategy"] == "object-background"
-        assert [arrived.strategy for arrived, _ in made.entry.requests] == ["dict-inline"] * 2 + ["object-background"]
+        assert [arrived.strategy for arrived, _ in made.entry.requests] == ["auto"] * 2 + ["object-background"]
         page = await made.metrics()
-        assert 'coatcheck_requests_total{outcome="ok",strategy="dict-inline"} 2.0' in page
+        assert 'coatcheck_requests_total{outcome="ok",strategy="auto"} 2.0' in page
         assert 'coatcheck_requests_total{outcome="ok",strategy="object-background"} 1.0' in page
-        assert 'coatcheck_requests_total{outcome="overloaded",strategy="dict-inline"} 1.0' in page
+        assert 'coatcheck_requests_total{outcome="overloaded",strategy="auto"} 1.0' in page
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ async def test_a_bad_body_is_refused_with_the_known_names(model_dir: Path, body:
         error = response.json()["error"]
         assert (response.status_code, error["param"], error["code"]) == (400, "strategy", code)
         assert "strategy" in error["message"]
-        assert "object-inline, object-background, dict-inline, dict-background, 17a57fd86" in error["message"]
+        assert "handle-inline, handle-background, auto, 17a57fd86" in error["message"]
         assert await default(made) == "object-background"
 
 
@@ -156,7 +156,7 @@ async def test_a_client_that_leaves_changes_nothing(model_dir: Path) -> None:
         headers = [(b"authorization", f"Bearer {TOKEN}".encode())]
         scope = {"type": "http", "method": "PUT", "path": ROUTE, "headers": headers, "query_string": b""}
         await made.app(scope, receive, send)
-        assert await default(made) == "dict-inline"
+        assert await default(made) == "auto"
 
 
 async def test_what_is_unavailable_cannot_be_the_default(model_dir: Path) -> None:
@@ -166,7 +166,7 @@ async def test_what_is_unavailable_cannot_be_the_default(model_dir: Path) -> Non
         assert (response.status_code, error["param"], error["code"]) == (409, "strategy", "strategy_unavailable")
         assert "rank 1: no such module" in error["message"]
         state = (await made.http.get(ROUTE, headers=BEARER)).json()
-        assert state["strategy"] == "dict-inline"
+        assert state["strategy"] == "auto"
         assert state["unavailable"] == {"object-inline": "rank 1: no such module"}
         assert state["available"] == [name for name in NAMES if name != "object-inline"]
 

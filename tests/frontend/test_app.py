@@ -95,7 +95,7 @@ async def test_a_bug_of_ours_says_nothing_about_us(model_dir: Path) -> None:
         assert "secret" not in response.text
         assert response.json()["error"]["code"] == "internal_error"
         page = (await made.http.get("/metrics")).text
-        assert 'coatcheck_requests_total{outcome="error",strategy="dict-inline"} 1.0' in page
+        assert 'coatcheck_requests_total{outcome="error",strategy="auto"} 1.0' in page
         assert "coatcheck_requests_in_flight 0.0" in page
 
 

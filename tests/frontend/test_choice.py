@@ -66,7 +66,7 @@ async def test_an_unknown_name_is_refused_with_the_known_ones(model_dir: Path, n
         response = await made.post("Hi", header(name))
         error = response.json()["error"]
         assert (response.status_code, error["code"], error["param"]) == (400, "unknown_strategy", HEADER)
-        assert "known: object-inline, object-background, dict-inline, dict-background, 17a57fd86" in error["message"]
+        assert "handle-inline, handle-background, auto, 17a57fd86" in error["message"]
         assert len(error["message"]) < 500
         assert HEADER not in response.headers  # none was used
         assert not made.entry.requests

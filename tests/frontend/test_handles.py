@@ -20,6 +20,7 @@ from coatcheck.arena.allocator import PAGE
 from coatcheck.errors import BadRequest, Overloaded, WorkerFailed
 from coatcheck.frontend.config import FrontendConfig
 from coatcheck.frontend.desk import Take, Values
+from coatcheck.frontend.placing import Payloads
 from coatcheck.frontend.processor import Processor
 from coatcheck.frontend.rooms import Rooms
 from coatcheck.frontend.workers import WorkerPool
@@ -261,7 +262,7 @@ async def pool(**options: Any) -> AsyncIterator[tuple[WorkerPool, Arena]]:
 @pytest.mark.anyio
 async def test_a_worker_writes_in_place_and_its_blocks_are_leased() -> None:
     async with pool() as (made, arena):
-        record, frames = await made.process(b"write", holder="a")
+        record, frames = await made.process(b"write", Payloads(holder="a"))
         assert frames == []
         reader = ArenaReader(arena.address)
         handles = [item.pixels for item in record.items if isinstance(item.pixels, Handle)]
@@ -277,10 +278,10 @@ async def test_a_worker_writes_in_place_and_its_blocks_are_leased() -> None:
 async def test_a_worker_s_end_costs_its_request_and_no_room(body: bytes) -> None:
     async with pool(job_timeout_s=2) as (made, arena):
         with pytest.raises((WorkerFailed, BadRequest)):
-            await made.process(body, holder="a")
+            await made.process(body, Payloads(holder="a"))
         arena.end("a")
         assert arena.statistics().free == 8 * PAGE, "the range of a worker that ended did not come back"
-        await made.process(b"write", holder="b")
+        await made.process(b"write", Payloads(holder="b"))
         assert arena.statistics().in_use == 2 * PAGE
 
 
@@ -289,7 +290,7 @@ async def test_no_room_in_time_is_overload_and_the_worker_lives() -> None:
     async with pool() as (made, arena):
         filled = arena.reserve(8 * PAGE)
         with pytest.raises(Overloaded):
-            await made.process(b"write", holder="a")
+            await made.process(b"write", Payloads(holder="a"))
         arena.cancel(filled)
-        await made.process(b"write", holder="b")
+        await made.process(b"write", Payloads(holder="b"))
         assert made.statistics().deaths == 0

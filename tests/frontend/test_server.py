@@ -35,7 +35,7 @@ def test_answers_with_usage(server: RunningServer, client: openai.OpenAI) -> Non
     arrived = server.entry.last
     assert answer.usage.prompt_tokens == len(arrived.ids)
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
-    assert arrived.strategy == "dict-inline"
+    assert arrived.strategy == "auto"
     sampling = arrived.sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.seed) == (64, 0.5, 0.9, 7)
     assert len(sampling.stop_ids) >= 1
@@ -145,7 +145,7 @@ def test_health_and_metrics(server: RunningServer, client: openai.OpenAI) -> Non
     ask(client, "Hi")
     assert httpx.get(f"{server.url}/health").json() == {"status": "ready"}
     page = httpx.get(f"{server.url}/metrics").text
-    assert 'coatcheck_requests_total{outcome="ok",strategy="dict-inline"}' in page
+    assert 'coatcheck_requests_total{outcome="ok",strategy="auto"}' in page
     assert "coatcheck_workers_ready 1.0" in page
 
 

@@ -28,7 +28,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--strategy", "fast"], "known: object-inline, object-background, dict-inline, dict-background, 17a57fd86"),
+        (["--strategy", "fast"], "handle-inline, handle-background, auto, 17a57fd86"),
         (["--tp", "3"], "3 ranks do not divide the model's num_attention_heads (4)"),
         (["--tp", "0"], "--tp: 0 ranks; allowed: 1 to 64"),
         (["--model", "/nowhere"], "--model: /nowhere has no readable config.json"),
@@ -38,6 +38,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["--embedding-cache-mib", "-1"], "--embedding-cache-mib: -1 is less than 0"),
         (["--heartbeat", "100"], "--heartbeat: 100 s is more than half of --group-timeout (120 s)"),
         (["--chunk-tokens", "4"], "--chunk-tokens: 4 is less than --max-running (16)"),
+        (["--auto-threshold-kib", "-1"], "--auto-threshold-kib: -1 is less than 0"),
+        (["--auto-timing", "fast"], "--auto-timing: 'fast' is not one of measured, inline, background"),
         (["--admin-token", ""], "--admin-token or COATCHECK_ADMIN_TOKEN: allowed: printable ASCII, no spaces"),
         (["--admin-token", " \t"], "--admin-token or COATCHECK_ADMIN_TOKEN: allowed: printable ASCII, no spaces"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 
 from coatcheck.bench.server import ServerProcess
 from coatcheck.config import ADMIN_TOKEN
-from coatcheck.strategies.table import STRATEGIES
+from coatcheck.launcher.serve import auto_in_words
+from coatcheck.messages import AutoRule
+from coatcheck.strategies.table import NAMES
 from tests.support.faulty_rank import LACKING
 
 pytestmark = pytest.mark.timeout(150)
@@ -51,13 +54,24 @@ def server() -> Iterator[ServerProcess]:
 def test_the_default_is_switched_and_a_header_overrides_it(server: ServerProcess) -> None:
     client = Client(server)
     text, used = client.ask()
-    assert used == "dict-inline"
-    for name in (*STRATEGIES, "lazy"):
+    assert used == "auto"
+    for name in (*NAMES, "lazy"):
         assert client.switch(name).status_code == 200
         assert client.ask() == (text, client.state()["strategy"])
         assert client.ask("object-background") == (text, "object-background")
-    assert client.state() == {"strategy": "dict-inline", "available": list(STRATEGIES), "unavailable": {}}
-    assert "the default strategy is object-inline from now on, was dict-inline" in server.text
+    assert client.state() == {"strategy": "dict-inline", "available": list(NAMES), "unavailable": {}}
+    assert re.search(r"auto: payloads up to \d[\d.]* KiB ride in the request, larger ones go by handle; ", server.text)
+    assert "the default strategy is object-inline from now on, was auto" in server.text
+
+
+def test_auto_in_words() -> None:
+    assert auto_in_words(AutoRule(4096, "measured", 2e-5)) == (
+        "auto: payloads up to 4 KiB ride in the request, larger ones go by handle; "
+        "background where others would wait longer than it does (handover 0.020 ms)"
+    )
+    assert auto_in_words(AutoRule(None, "inline")) == (
+        "auto: all payloads ride in the request, as some rank has no arena; always inline"
+    )
 
 
 def test_the_token_reaches_no_child_and_no_log(server: ServerProcess) -> None:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from coatcheck.messages import Handle, PixelForm, Sampling
-from coatcheck.strategies.table import STRATEGIES
+from coatcheck.strategies.table import NAMES, STRATEGIES
 from tests.support.engine import READY_TIMEOUT_S, Engine
 from tests.support.workload import Workload
 
@@ -26,7 +26,7 @@ def fresh(label: str) -> str:
     return f"{next(_names)}-{label}"
 
 
-@pytest.fixture(params=sorted(STRATEGIES))
+@pytest.fixture(params=sorted(NAMES))
 def strategy(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -112,7 +112,7 @@ def test_a_late_rank_gives_the_same_answer_later(engine: Engine, strategy: str, 
 def test_a_rank_that_never_reports_in_time_is_waited_for_a_bounded_time(
     engine: Engine, strategy: str, workload: Workload
 ) -> None:
-    if strategy.endswith("inline") and (engine.size == 1 or strategy.startswith("object")):
+    if strategy.endswith(("inline", "auto")) and (engine.size == 1 or strategy.startswith("object")):
         pytest.skip("inline on the entry rank: if that hangs, nobody is left to decide")
     rank = 0 if strategy.startswith("object") else engine.size - 1
     request = workload.request(fresh(f"fault=hang@{rank}"), strategy, [(8, 8)])
@@ -149,9 +149,7 @@ def test_an_abort_at_every_stage(engine: Engine, strategy: str, workload: Worklo
 
 
 def test_strategies_run_side_by_side(engine: Engine, workload: Workload) -> None:
-    requests = [
-        workload.request(fresh("mixed"), name, [(8, 8)], seed=3) for _ in range(4) for name in sorted(STRATEGIES)
-    ]
+    requests = [workload.request(fresh("mixed"), name, [(8, 8)], seed=3) for _ in range(4) for name in sorted(NAMES)]
     for request in requests:
         engine.submit(request.arrived, request.frames)
     results = engine.wait(*[request.arrived.request for request in requests])
@@ -195,7 +193,7 @@ def test_every_block_comes_back_however_requests_end(engine: Engine, workload: W
         statistics = engine.arena.statistics()
         return (statistics.reserved, statistics.in_use, statistics.quarantined) == (0, 0, 0)
 
-    handles = [name for name in STRATEGIES if name.startswith("handle")]
+    handles = [name for name in NAMES if name.startswith(("handle", "auto"))]
     requests = [
         workload.request(fresh(label), name, [(8, 8), (12, 8)], sampling=Sampling(3 + index))
         for index, (label, name) in enumerate(
@@ -231,7 +229,7 @@ def test_blocks_come_back_when_the_prefill_is_done_not_at_the_end(engine: Engine
 
 @pytest.mark.parametrize("forgery", ["offset", "nonce", "shape"])
 def test_a_forged_handle_rejects_the_request_everywhere(engine: Engine, workload: Workload, forgery: str) -> None:
-    for name in [name for name in STRATEGIES if name.startswith("handle")]:
+    for name in [name for name in NAMES if name.startswith(("handle", "auto"))]:
         request = workload.request(fresh("forged"), name, [(8, 8)])
         arrived = engine.check_in(request.arrived, request.frames)
         handle = arrived.items[0].pixels

@@ -12,9 +12,10 @@ from coatcheck.errors import MaterializeError, UnknownStrategy
 from coatcheck.messages import Arrived, Item, Sampling, Tensor
 from coatcheck.pixels import PixelTable
 from coatcheck.strategies.materialize import PAD_RANGE, PAD_SHIFT, Materialize
-from coatcheck.strategies.table import ALIASES, STRATEGIES, canonical, strategy_named
+from coatcheck.strategies.table import ALIASES, AUTO, STRATEGIES, canonical, strategy_named
 
 IMAGE = 7
+DIGEST = bytes(range(100, 132))
 
 
 def line(
@@ -31,7 +32,7 @@ def arrived(ids: tuple[int, ...], *items: Item) -> Arrived:
 
 
 def item(frame: int, start: int, count: int = 1, grid: tuple[int, int, int] = (1, 2, 2)) -> Item:
-    return Item(Tensor(frame, (grid[0] * grid[1] * grid[2], 3), "float32"), grid, start, count)
+    return Item(Tensor(frame, (grid[0] * grid[1] * grid[2], 3), "float32"), grid, start, count, DIGEST)
 
 
 PIXELS = torch.arange(12, dtype=torch.float32).reshape(4, 3)
@@ -123,5 +124,11 @@ def test_strategies_are_found_by_name_and_alias() -> None:
         assert strategy_named(name).name == canonical(name) == name
     for alias, name in ALIASES.items():
         assert strategy_named(alias).name == name
-    with pytest.raises(UnknownStrategy, match=rf"'fast'.*{', '.join(STRATEGIES)}, 17a57fd86"):
+    with pytest.raises(UnknownStrategy, match=rf"'fast'.*{', '.join(STRATEGIES)}, auto, 17a57fd86"):
         strategy_named("fast")
+
+
+def test_auto_is_a_name_but_nothing_that_a_rank_can_obey() -> None:
+    assert canonical(AUTO) == AUTO
+    with pytest.raises(UnknownStrategy, match="auto is decided before"):
+        strategy_named(AUTO)

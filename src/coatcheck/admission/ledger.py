@@ -156,6 +156,11 @@ class Ledger:
         """True from arrival until the end."""
         return request in self._entries
 
+    def waits(self, request: str) -> bool:
+        """True while some rank has not reported it."""
+        entry = self._entries.get(request)
+        return entry is not None and entry.state is _State.WAITING
+
     def open(self) -> tuple[str, ...]:
         """Every request that has not ended, in arrival order."""
         return tuple(self._entries)

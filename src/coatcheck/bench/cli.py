@@ -26,7 +26,7 @@ from coatcheck.options import (
     Tp,
 )
 from coatcheck.process import quiet_libraries
-from coatcheck.strategies.table import STRATEGIES, canonical
+from coatcheck.strategies.table import NAMES, canonical
 
 if TYPE_CHECKING:
     from coatcheck.bench.result import Report
@@ -123,7 +123,7 @@ def engine(
 
 def _strategies(text: str) -> tuple[str, ...]:
     if text == "all":
-        return tuple(STRATEGIES)
+        return tuple(NAMES)
     return tuple(dict.fromkeys(canonical(name.strip(), "--strategies") for name in text.split(",")))
 
 

@@ -20,7 +20,7 @@ from coatcheck.engine.checkpoint import read_config
 from coatcheck.errors import ConfigError
 from coatcheck.messages import Arrived, Item, PixelForm, Sampling, Tensor
 from coatcheck.pixels import PixelTable, image_processor
-from coatcheck.strategies.table import NEED_ARENA, carrier_named
+from coatcheck.strategies.table import is_compact
 from coatcheck.wire import Buffer, nbytes
 
 SHIFT = 7  # patches by which one request's payload lies after its predecessor's: more than a page in either form
@@ -63,7 +63,7 @@ class TensorWorkload:
 
     def form(self, strategy: str) -> PixelForm:
         """How pixels travel under a strategy: the contenders without handles carry what SGLang sends."""
-        return self._config.pixels if carrier_named(strategy) in NEED_ARENA else "float32"
+        return self._config.pixels if is_compact(strategy) else "float32"
 
     def payload_bytes(self, strategy: str) -> int:
         """Of one request, as the ranks receive it."""

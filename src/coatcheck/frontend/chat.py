@@ -21,11 +21,12 @@ from coatcheck.frontend.exchange import ClientGone, Reply, header, read_body, un
 from coatcheck.frontend.generation import Piece
 from coatcheck.frontend.link import RankLink
 from coatcheck.frontend.metrics import Metrics
+from coatcheck.frontend.placing import Payloads
 from coatcheck.frontend.responses import Completion, failure
 from coatcheck.frontend.rooms import Rooms
 from coatcheck.frontend.workers import WorkerPool
 from coatcheck.messages import Arrived, PixelForm, Processed
-from coatcheck.strategies.table import NEED_ARENA, carrier_named
+from coatcheck.strategies.table import AUTO, NEED_ARENA, carrier_named, is_compact
 
 log = logging.getLogger("coatcheck.frontend")
 
@@ -102,7 +103,7 @@ class Chat:
         request = secrets.token_hex(16)
         async with until_client_leaves(receive):
             with self._rooms.held(request) if self._rooms is not None else nullcontext():
-                processed, frames = await self._pool.process(body, *self._payloads(request, strategy))
+                processed, frames = await self._pool.process(body, self._payloads(request, strategy))
                 del body
                 place.hold(sum(map(len, frames)))
                 stream = self._ask(request, strategy, processed, frames)
@@ -119,14 +120,14 @@ class Chat:
                     else:
                         await self._whole(reply, completion, first, stream)
 
-    def _payloads(self, request: str, strategy: str) -> tuple[PixelForm, str]:
-        """The payloads' form, and who leases their blocks; "" if they do not go into the arena.
-
-        The strategies without handles carry what SGLang sends: they are what handles are compared with.
-        """
-        if self._rooms is None or carrier_named(strategy) not in NEED_ARENA:
-            return "float32", ""
-        return self._config.pixels, request
+    def _payloads(self, request: str, strategy: str) -> Payloads:
+        """How the request's payloads are made, and where they go."""
+        form: PixelForm = self._config.pixels if is_compact(strategy) else "float32"
+        if self._rooms is None:
+            return Payloads(form)
+        if strategy == AUTO and self._link.ranks is not None:
+            return Payloads(form, request, self._link.ranks.auto)
+        return Payloads(form, request if carrier_named(strategy) in NEED_ARENA else "")
 
     def _ask(
         self, request: str, strategy: str, processed: Processed, frames: list[memoryview]

@@ -10,7 +10,7 @@ from prometheus_client import Counter
 
 from coatcheck.errors import BadRequest, UnknownStrategy
 from coatcheck.messages import RanksReady
-from coatcheck.strategies.table import FALLBACK, STRATEGIES, canonical
+from coatcheck.strategies.table import FALLBACK, NAMES, canonical
 
 log = logging.getLogger("coatcheck.frontend")
 
@@ -59,7 +59,7 @@ class StrategyChoice:
     def state(self) -> dict[str, Any]:
         """What /admin/strategy answers."""
         unavailable = self._unavailable()
-        available = [name for name in STRATEGIES if name not in unavailable]
+        available = [name for name in NAMES if name not in unavailable]
         return {"strategy": self.default, "available": available, "unavailable": unavailable}
 
     def _unavailable(self) -> dict[str, str]:

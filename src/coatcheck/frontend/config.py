@@ -22,7 +22,7 @@ class FrontendConfig:
     model_name: str  # the name clients give as ``model``
     host: str = "127.0.0.1"
     port: int = 8000  # 0: any free one
-    strategy: str = "dict-inline"  # of requests that ask for none, at first; whether it exists the strategies check
+    strategy: str = "auto"  # of requests that ask for none, at first; whether it exists the strategies check
     strategy_header: bool = False  # a request may ask for a strategy, and every answer says which was used
     verify: bool = False  # debug: have the ranks compare the inputs that they consume, request by request
     workers: int = 2

@@ -55,10 +55,10 @@ class Desk:
         return job, frames
 
     def room(self, job: Job, frames: list[memoryview]) -> Room:
-        """Where this job's payloads go: into the arena, or into ``frames`` beside the answer."""
-        return partial(self._ask, job.job) if job.arena else beside(frames)
+        """Where this job's payloads go: into the arena if the front end wants it so, or into ``frames``."""
+        return partial(self._ask, job.job, frames) if job.arena else beside(frames)
 
-    def _ask(self, job: int, wants: Sequence[Want]) -> Sequence[Take | Stored]:
+    def _ask(self, job: int, frames: list[memoryview], wants: Sequence[Want]) -> Sequence[Take | Stored]:
         """Raises NoPlace."""
         if self._memory is None:
             raise ConfigError("a job wants the arena, and there is none")
@@ -66,6 +66,8 @@ class Desk:
         granted = self._decode(self._socket.recv())
         if not isinstance(granted, Grant) or granted.job != job:
             raise NoPlace
+        if not granted.places:
+            return beside(frames)(wants)
         return [
             place if isinstance(place, Stored) else partial(self._write, place, want.nbytes)
             for place, want in zip(granted.places, wants, strict=True)

@@ -13,22 +13,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 import zmq
 import zmq.asyncio
 
 from coatcheck import process, wire
 from coatcheck.errors import BadRequest, Overloaded, WireError, WorkerFailed
 from coatcheck.frontend.config import FrontendConfig, to_json
-from coatcheck.frontend.rooms import Room, Rooms
+from coatcheck.frontend.placing import BESIDE, Payloads, Placing
+from coatcheck.frontend.rooms import Rooms
 from coatcheck.messages import (
     Failed,
     FromWorker,
-    Grant,
     Job,
     Need,
-    NoRoom,
-    PixelForm,
     Processed,
     Refused,
     WorkerReady,
@@ -69,12 +66,8 @@ class WorkerStatistics:
 class _Task:
     job: int
     body: wire.Buffer
-    pixels: PixelForm
+    placing: Placing
     answer: asyncio.Future[Answer]
-    holder: str  # the request that leases what the worker puts into the arena; "": it does not
-    asked: bool = False  # for room
-    rooms: list[Room] = field(default_factory=list)  # in the arena, that the worker was told of
-    refusal: BadRequest | Overloaded | None = None  # why there was no room
 
 
 @dataclass(eq=False)
@@ -136,12 +129,10 @@ class WorkerPool:
         """A worker has been ready, and the pool has not failed since: jobs are taken, if perhaps after a restart."""
         return self._settled.is_set() and self._failure is None and not self._closed
 
-    async def process(self, body: wire.Buffer, pixels: PixelForm = "float32", holder: str = "") -> Answer:
+    async def process(self, body: wire.Buffer, payloads: Payloads = BESIDE) -> Answer:
         """One request's body through a worker; the caller must not change ``body`` afterwards.
 
-        ``pixels``: the form that payloads are made in.
-
-        With a ``holder`` payloads are in the arena, leased to it; the caller ends the holder in any case.
+        With a holder in ``payloads`` the caller ends the holder in any case.
 
         Raises BadRequest (the client's fault), Overloaded (too many wait, or the arena is full), WorkerFailed (the
         worker failed, died or took longer than ``job_timeout_s``). Cancelling takes a waiting job out of the queue;
@@ -151,7 +142,8 @@ class WorkerPool:
             raise WorkerFailed(self._failure or "The workers are shut down")
         if len(self._waiting) >= self._config.max_waiting:
             raise Overloaded("Too many requests wait for a worker")
-        task = _Task(next(self._counts.numbers), body, pixels, asyncio.get_running_loop().create_future(), holder)
+        placing = Placing(payloads, self._rooms)
+        task = _Task(next(self._counts.numbers), body, placing, asyncio.get_running_loop().create_future())
         self._waiting.append(task)
         self._dispatch()
         try:
@@ -212,7 +204,11 @@ class WorkerPool:
             worker.task = task
             why = f"took longer than {self._config.job_timeout_s:g} s"
             self._arm(worker, self._config.job_timeout_s, why)
-            message = [worker.identity, wire.encode(Job(task.job, task.pixels, bool(task.holder))), task.body]
+            message = [
+                worker.identity,
+                wire.encode(Job(task.job, task.placing.payloads.form, bool(task.placing.payloads.holder))),
+                task.body,
+            ]
             task.body = b""  # ZeroMQ holds it now
             self._send(worker, message)
 
@@ -238,27 +234,15 @@ class WorkerPool:
                 self._kill(worker, f"sent what we do not understand: {error}")
 
     def _needs(self, worker: _Worker, need: Need) -> None:
-        task, rooms = worker.task, self._rooms
-        if task is None or rooms is None or need.job != task.job or not task.holder or task.asked:
+        task = worker.task
+        if task is None or need.job != task.job:
             raise WireError("room asked for no job of its own")
-        task.asked = True
+        task.placing.expects(need)
 
         async def grant() -> None:
-            try:
-                made = await rooms.reserve(task.holder, need.wants)
-            except (BadRequest, Overloaded) as error:
-                task.refusal = error
-                self._send(worker, [worker.identity, wire.encode(NoRoom(task.job))])
-                return
-            if worker.task is not task:  # it died meanwhile
-                rooms.cancel(task.holder, made)
-            elif task.answer.done():  # nobody waits any more
-                rooms.cancel(task.holder, made)
-                self._send(worker, [worker.identity, wire.encode(NoRoom(task.job))])
-            else:
-                task.rooms = made
-                granted = Grant(task.job, tuple(room.place for room in made))
-                self._send(worker, [worker.identity, wire.encode(granted)])
+            reply = await task.placing.grant(need, lambda: worker.task is task and not task.answer.done())
+            if worker.task is task:
+                self._send(worker, [worker.identity, wire.encode(reply)])
 
         waiting = asyncio.create_task(grant(), name="coatcheck-room")
         self._grants.add(waiting)
@@ -289,31 +273,21 @@ class WorkerPool:
             else:
                 if not task.answer.done():
                     task.answer.set_result(answer)
-            self._let_go(task)
+            task.placing.let_go()
         self._idle.append(worker)
         self._dispatch()
 
     def _answer(self, task: _Task, record: Processed | Refused | Failed, frames: list[memoryview]) -> Answer:
-        if task.refusal is not None:
-            raise task.refusal
+        if task.placing.refusal is not None:
+            raise task.placing.refusal
         if isinstance(record, Refused):
             raise BadRequest(record.message, param=record.param, code=record.code, status=record.status)
         if isinstance(record, Failed):
             raise WorkerFailed(record.message)
         wire.check_frames(record.items, frames)
-        if task.rooms and not task.answer.done():
-            assert self._rooms is not None
-            items = self._rooms.check_in(task.holder, record.items, task.rooms)
-            task.rooms = []
-            record = msgspec.structs.replace(record, items=items)
+        if not task.answer.done():
+            record = task.placing.check_in(record)
         return record, frames
-
-    def _let_go(self, task: _Task) -> None:
-        """Room that came to nothing. Only once the worker cannot write there any more."""
-        if task.rooms:
-            assert self._rooms is not None
-            self._rooms.cancel(task.holder, task.rooms)
-            task.rooms = []
 
     # ------------------------------------------------------------------- processes
 
@@ -373,7 +347,7 @@ class WorkerPool:
         with suppress(ValueError):
             self._idle.remove(worker)
         if worker.task is not None:
-            self._let_go(worker.task)
+            worker.task.placing.let_go()
         if worker.task is not None and not worker.task.answer.done():
             reason = f"The worker at this request {worker.why or 'died'}; sending it again is safe"
             worker.task.answer.set_exception(WorkerFailed(reason))

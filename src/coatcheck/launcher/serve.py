@@ -20,6 +20,7 @@ from coatcheck.engine.checkpoint import check_divides, read_config
 from coatcheck.errors import CoatcheckError, ConfigError
 from coatcheck.frontend.front_end import FrontEnd
 from coatcheck.launcher.processes import RankProcesses, watch
+from coatcheck.messages import AutoRule
 from coatcheck.process import quiet_libraries
 from coatcheck.ranks.settings import RankSettings
 from coatcheck.strategies.table import FALLBACK
@@ -131,7 +132,7 @@ class _Launcher:
             strategy = f"{FALLBACK} in place of {strategy}"
         self._console.print(
             f"[bold green]ready:[/bold green] [bold]{url}[/bold]  model {config.frontend.model_name}, "
-            f"{ready.ranks} ranks, strategy {strategy}\ntry it:"
+            f"{ready.ranks} ranks, strategy {strategy}\n{auto_in_words(ready.auto)}\ntry it:"
         )
         print(example_command(url, config.frontend.model_name), flush=True)
 
@@ -162,6 +163,17 @@ class _Launcher:
             self._console.print("[yellow]warning:[/yellow] the ranks did not leave in time; they are killed")
             return False
         return self._ranks.clean()
+
+
+def auto_in_words(rule: AutoRule) -> str:
+    """What auto does on this server, as one line."""
+    where = "all payloads ride in the request, as some rank has no arena"
+    if rule.inside_bytes is not None:
+        where = f"payloads up to {rule.inside_bytes / 1024:.4g} KiB ride in the request, larger ones go by handle"
+    when = f"always {rule.timing}"
+    if rule.timing == "measured":
+        when = f"background where others would wait longer than it does (handover {rule.handover_s * 1e3:.3f} ms)"
+    return f"auto: {where}; {when}"
 
 
 def example_command(url: str, model: str) -> str:

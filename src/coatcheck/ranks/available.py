@@ -7,10 +7,18 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
-from coatcheck.errors import CoatcheckError, MaterializeError
+from coatcheck.errors import CoatcheckError, MaterializeError, UnknownStrategy
 from coatcheck.ranks.group import collective
 from coatcheck.strategies.base import Strategy
-from coatcheck.strategies.table import FALLBACK, NEED_ARENA, STRATEGIES, canonical, carrier_named, strategy_named
+from coatcheck.strategies.table import (
+    AUTO,
+    FALLBACK,
+    NEED_ARENA,
+    STRATEGIES,
+    canonical,
+    carrier_named,
+    strategy_named,
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,14 @@ class Available:
         found = canonical(name)
         if found in self.unavailable:
             raise MaterializeError(f"strategy {found} is unavailable: {self.unavailable[found]}")
+        if found == AUTO:
+            raise UnknownStrategy(f"{AUTO} stands in a plan, where only what it chose may stand")
         return self.strategies[found]
+
+    @property
+    def handles(self) -> bool:
+        """True if payloads may come by handle on every rank."""
+        return not any(carrier_named(name) in NEED_ARENA for name in self.unavailable)
 
 
 def agree(ranks: int, group: dist.ProcessGroup, no_arena: str) -> Available:

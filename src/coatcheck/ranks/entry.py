@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import zmq
 
 from coatcheck.admission import Ledger, Rejection
@@ -29,10 +30,12 @@ from coatcheck.messages import (
     ToEntry,
     Tokens,
 )
+from coatcheck.ranks.auto import Auto, Load
 from coatcheck.ranks.plans import PlanChannel
 from coatcheck.ranks.recorder import Recorder
 from coatcheck.ranks.stopwatch import Stopwatch
 from coatcheck.ranks.verify import Digests
+from coatcheck.strategies.table import AUTO, is_background
 from coatcheck.wire import Buffer, Decoder, check_frames, nbytes, send, split, tensors
 
 log = logging.getLogger(__name__)
@@ -76,6 +79,7 @@ class EntryRole:
         max_running: int,
         heartbeat_s: float,
         intake_bytes: int,
+        auto: Auto,
         recorder: Recorder,
     ) -> None:
         self._channel = channel
@@ -86,6 +90,7 @@ class EntryRole:
         self._max_running = max_running
         self._heartbeat_s = heartbeat_s
         self._intake_bytes = intake_bytes
+        self._auto = auto
         self._digests = Digests(ledger.ranks)
         self._recorder = recorder
         self._poller = zmq.Poller()
@@ -254,19 +259,39 @@ class EntryRole:
         return not held or held + _payload(first) <= self._intake_bytes
 
     def _take_incoming(self, now: float) -> tuple[tuple[Arrived, ...], list[Buffer]]:
+        if not self._incoming:
+            return (), []
         arrivals: list[Arrived] = []
         frames: list[Buffer] = []
         size = 0
+        load = self._load()
         for request, (arrived, own) in list(self._incoming.items()):
             size += _payload(arrived)
             if not self._takes_next() or (arrivals and size > PLAN_BYTES):
                 break
             del self._incoming[request]
+            arrived = self._decided(arrived, load)
             self._ledger.arrive(request, now)
             self._arrived[request] = arrived
             arrivals.append(arrived)
             frames.extend(own)
         return tuple(arrivals), frames
+
+    def _load(self) -> Load:
+        """What the first of the incoming meets if it is taken in now."""
+        laned = [a for r, a in self._arrived.items() if is_background(a.strategy) and self._ledger.waits(r)]
+        open_ = len(self._ledger.open()) + len(self._incoming)
+        return Load(open_ - len(laned) - 1, sum(map(self._auto.cost, laned)))
+
+    def _decided(self, arrived: Arrived, load: Load) -> Arrived:
+        """The request with a strategy that ranks can obey; ``load`` is then that of the one behind it."""
+        if arrived.strategy == AUTO:
+            arrived = msgspec.structs.replace(arrived, strategy=self._auto.strategy(arrived, load))
+            self._recorder.chose(arrived.strategy)
+        if is_background(arrived.strategy):
+            load.delayed -= 1
+            load.backlog_s += self._auto.cost(arrived)
+        return arrived
 
     def _reserve(self, request: str) -> bool:
         if len(self._schedule) + len(self._admits) >= self._max_running:

@@ -25,11 +25,14 @@ from coatcheck.engine.regions import Regions
 from coatcheck.engine.runner import ModelRunner, Runner
 from coatcheck.engine.schedule import Schedule
 from coatcheck.errors import CoatcheckError, ConfigError
-from coatcheck.messages import RanksReady, Ready
+from coatcheck.messages import AutoRule, RanksReady, Ready
 from coatcheck.pixels import PixelTable, image_processor
 from coatcheck.private_socket import PrivateEndpoint
 from coatcheck.process import die_with_parent, leave_signals_to_parent, set_name
+from coatcheck.ranks import calibrate
+from coatcheck.ranks.auto import Auto
 from coatcheck.ranks.available import Available, agree
+from coatcheck.ranks.config import RankConfig
 from coatcheck.ranks.entry import EntryRole, EntrySockets
 from coatcheck.ranks.exchange import EntryExchange, FollowerExchange
 from coatcheck.ranks.follower import FollowerRole
@@ -92,7 +95,7 @@ def _serve(
         dtype = torch.float32  # CPUs have no fast bfloat16
     model = load(engine.model, dtype, device, group.rank, group.size, group.all_reduce)
     text, vision = model.config.text_config, model.config.vision_config
-    materialize: Materializer = Materialize(
+    own = Materialize(
         positions=ModelPositions(model.model),
         placeholder=model.config.image_token_id,
         merge=vision.spatial_merge_size,
@@ -100,8 +103,8 @@ def _serve(
         view=reader.view if reader is not None else no_arena_here,
         table=_table(engine),
     )
-    if around is not None:
-        materialize = around(materialize, group.rank)
+    materialize = own if around is None else around(own, group.rank)
+    auto = _calibrate(settings.ranks, group, own, available)
     trace = _trace(settings.ranks.trace, group.rank)
     recorder = Recorder(trace)
     channel = PlanChannel(group, recorder.broadcast)
@@ -111,7 +114,7 @@ def _serve(
     if group.rank == 0:
         limit = engine.embedding_cache_bytes if engine.runner == "model" else 0
         book = EmbeddingBook(limit, text.hidden_size * model.dtype.itemsize)
-        role = _entry(settings, group, context, channel, available, recorder, book)
+        role = _entry(settings, group, context, channel, available, auto, recorder, book)
         inline, background = EntryExchange(group.control), EntryExchange(group.lane)
     else:
         role = _follower(group, context, channel)
@@ -159,6 +162,7 @@ def _entry(
     context: zmq.Context[zmq.Socket[bytes]],
     channel: PlanChannel,
     available: Available,
+    auto: Auto,
     recorder: Recorder,
     book: EmbeddingBook,
 ) -> EntryRole:
@@ -173,7 +177,7 @@ def _entry(
     pids: list[int] = [0] * group.size
     dist.all_gather_object(pids, os.getpid(), group=group.control)
     engine, unavailable = settings.engine, tuple(available.unavailable.items())
-    send(events, RanksReady(group.size, tuple(pids), engine.max_running, engine.kv_tokens, unavailable))
+    send(events, RanksReady(group.size, tuple(pids), engine.max_running, engine.kv_tokens, unavailable, auto.rule))
     ledger = Ledger(group.size, settings.ranks.ready_timeout_s)
     recorder.gauge("ranks_waiting", "Requests that some rank has not reported", lambda: ledger.statistics().waiting)
     recorder.gauge("ranks_ready", "Requests ready, not admitted", lambda: ledger.statistics().ready)
@@ -187,8 +191,26 @@ def _entry(
         max_running=settings.engine.max_running,
         heartbeat_s=settings.ranks.heartbeat_s,
         intake_bytes=settings.ranks.intake_bytes,
+        auto=auto,
         recorder=recorder,
     )
+
+
+def _calibrate(config: RankConfig, group: Group, materialize: Materialize, available: Available) -> Auto:
+    """By all ranks together, unless options say all that there is to know. What followers get is never used."""
+    handles = available.handles
+    needed = config.auto_timing == "measured" or (handles and config.auto_inside_bytes is None)
+    if not needed:
+        return Auto(AutoRule(config.auto_inside_bytes if handles else None, config.auto_timing))
+    channel = PlanChannel(group, lambda arrivals, spent: None)
+    if group.rank != 0:
+        calibrate.follow(channel, materialize)
+        return Auto(AutoRule())
+    measured = calibrate.lead(channel, materialize, group.rank, handles)
+    log.info("entry rank: %s", measured)
+    inside = measured.inside_bytes if config.auto_inside_bytes is None else config.auto_inside_bytes
+    rule = AutoRule(inside if handles else None, config.auto_timing, measured.handover_s)
+    return Auto(rule, measured.materialize)
 
 
 def _follower(group: Group, context: zmq.Context[zmq.Socket[bytes]], channel: PlanChannel) -> FollowerRole:

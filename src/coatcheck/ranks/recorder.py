@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
@@ -67,6 +67,7 @@ class Recorder:
         self._bytes = self._histogram("broadcast_bytes", "Broadcasts of inputs, by request", by_carrier, BYTES)
         self._materialize = self._histogram("materialize_seconds", "Arrived to inputs, by request", ["strategy"])
         self._wait = self._histogram("admission_wait_seconds", "Ready on this rank to admitted", ["strategy"])
+        self._auto = Counter("coatcheck_auto", "Requests by what auto chose", ["strategy"], registry=self.registry)
         self._step = self._histogram("step_seconds", "Executing one plan")
 
     def _histogram(
@@ -87,6 +88,10 @@ class Recorder:
     def received(self, arrived: Arrived, spent: Spent) -> None:
         """The entry rank took a request in."""
         self._stalled(arrived, "receive", spent)
+
+    def chose(self, strategy: str) -> None:
+        """The entry rank decided what a request that asked for ``auto`` gets."""
+        self._auto.labels(strategy).inc()
 
     def broadcast(self, arrivals: Sequence[Arrived], spent: Spent) -> None:
         """A plan's second collective brought these arrivals."""
@@ -151,6 +156,7 @@ class Recorder:
 
     def _account(self, request: str, strategy: str, spent: Spent) -> None:
         account = self._accounts.setdefault(request, _Account(strategy))
+        account.strategy = strategy  # received as auto, it is known by what was chosen
         account.wall += spent.wall
         account.cpu += spent.cpu
 

@@ -1,0 +1,13 @@
+"""Where payloads go under ``auto``; how they are then materialized the entry rank decides (coatcheck.ranks.auto)."""
+
+from __future__ import annotations
+
+
+def rides_inside(payload: int, inside_bytes: int | None, arena_bytes: int) -> bool:
+    """True if a request's payloads, of ``payload`` bytes in sum, ride beside it; False if they go into the arena.
+
+    ``inside_bytes`` is what the ranks told (:class:`coatcheck.messages.AutoRule`), None if no handle may come to them.
+    What could never fit into an arena of ``arena_bytes`` rides too: it is served as by an engine without arena, within
+    the bounds that hold for all payloads. What does not fit now waits for room.
+    """
+    return inside_bytes is None or payload <= inside_bytes or payload > arena_bytes
