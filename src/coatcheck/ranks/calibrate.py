@@ -33,14 +33,14 @@ import torch
 import zmq
 
 from coatcheck.arena import Arena, ArenaReader
-from coatcheck.messages import Arrived, Handle, Item, Plan, Ready, Report, Returned, Sampling, Tensor
+from coatcheck.messages import Arrived, Handle, Item, PixelForm, Plan, Ready, Report, Returned, Sampling, Tensor
 from coatcheck.ranks.auto import Line
 from coatcheck.ranks.lane import Job, Lane
 from coatcheck.ranks.plans import PlanChannel
-from coatcheck.strategies.materialize import Materialize
+from coatcheck.strategies.materialize import DTYPES, Materialize
 from coatcheck.wire import Buffer, Decoder, nbytes, send
 
-EDGES = (1, 2, 4, 7)  # of a sample's image, in tokens: 18 KiB to 900 KiB as float32 with patches of 14
+EDGES = (1, 2, 4, 8, 16)  # of a sample's image, in tokens: compact, 2.3 to 588 KiB with patches of 14
 LEAST_BYTES = 4096  # a payload takes whole pages of the arena
 MOST_BYTES = 1 << 20
 ROUNDS = (9, 25)  # at least and at most; the first is not counted
@@ -87,13 +87,14 @@ class _Sample:
 
 
 def _sample(materialize: Materialize, edge: int) -> _Sample:
-    """One image of ``edge`` x ``edge`` tokens."""
+    """One image of ``edge`` x ``edge`` tokens, compact if this model's pixels can be."""
     side = edge * materialize.merge
-    shape = (side * side, materialize.width)
+    form: PixelForm = "float32" if materialize.table is None else "uint8"
+    shape = (side * side, materialize.width if materialize.table is None else materialize.table.compact_widths[0])
     ids = (0, *[materialize.placeholder] * edge**2, 0)
-    pixels = torch.zeros(shape)
-    item = Item(Tensor(0, shape, "float32"), (1, side, side), 1, edge**2)
-    by_handle = Item(Handle(0, 0, shape, "float32"), item.grid, item.start, item.count)
+    pixels = torch.zeros(shape, dtype=DTYPES[form])
+    item = Item(Tensor(0, shape, form), (1, side, side), 1, edge**2)
+    by_handle = Item(Handle(0, 0, shape, form), item.grid, item.start, item.count)
     arrived = Arrived("calibration", "dict-inline", ids, (item,), Sampling(1))
     handles = Arrived("calibration", "handle-inline", ids, (by_handle,), Sampling(1))
     return _Sample(arrived, [pixels.numpy().data.cast("B")], handles, {}, {})
