@@ -14,6 +14,7 @@ import torch
 from coatcheck.engine.config import DEFAULT_MODEL
 from coatcheck.engine.model import load
 from coatcheck.engine.positions import ModelPositions
+from coatcheck.pixels import PixelTable, image_processor
 from coatcheck.ranks import calibrate
 from coatcheck.ranks.group import join
 from coatcheck.ranks.plans import PlanChannel
@@ -31,7 +32,8 @@ def measure(times: int) -> None:
     vision = model.config.vision_config
     width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     positions = ModelPositions(model.model)
-    materialize = Materialize(positions, model.config.image_token_id, vision.spatial_merge_size, width)
+    table = PixelTable.of(image_processor(DEFAULT_MODEL))
+    materialize = Materialize(positions, model.config.image_token_id, vision.spatial_merge_size, width, table=table)
     channel = PlanChannel(group, lambda arrivals, spent: None)
     for _ in range(times):
         if group.rank:
