@@ -30,7 +30,7 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 MaxRunning = Annotated[int, typer.Option(help="Requests that run at once.")]
 KvTokens = Annotated[int, typer.Option(help="KV cache in tokens; a request reserves prompt + max_tokens.")]
 ChunkTokens = Annotated[int, typer.Option(help="Tokens computed per step.")]
-EncodePatches = Annotated[int, typer.Option(help="Image patches encoded per step (at least one image).")]
+EncodePatches = Annotated[int, typer.Option(help="Patches encoded per step (at least one item).")]
 Runner = Annotated[str, typer.Option(help="model, or null: no forward pass, to measure the input path alone.")]
 StepMs = Annotated[float, typer.Option(help="Milliseconds that the null runner's step sleeps.")]
 ReadyTimeout = Annotated[
@@ -71,13 +71,17 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")] = 8000,
-    workers: Annotated[int, typer.Option(help="Processes that decode and process images.")] = 2,
+    workers: Annotated[int, typer.Option(help="Processes that decode and process images and videos.")] = 2,
     max_body_mib: Annotated[int, typer.Option(help="Largest request body.")] = 64,
-    max_pixels: Annotated[int, typer.Option(help="Largest image, width x height.")] = 33_177_600,
+    max_pixels: Annotated[int, typer.Option(help="Largest image or frame of a video, width x height.")] = 33_177_600,
     max_images: Annotated[int, typer.Option(help="Most images in a request.")] = 8,
+    max_videos: Annotated[int, typer.Option(help="Most videos in a request.")] = 1,
+    max_video_seconds: Annotated[float, typer.Option(help="Longest video.")] = 600.0,
+    max_video_frames: Annotated[int, typer.Option(help="Most frames sampled of a video.")] = 768,
     max_waiting: Annotated[int, typer.Option(help="Most requests in the house before 503.")] = 256,
     allow_remote_images: Annotated[
-        bool, typer.Option("--allow-remote-images", help="Fetch http(s) image URLs, from public addresses only.")
+        bool,
+        typer.Option("--allow-remote-images", help="Fetch http(s) URLs of images and videos, public addresses only."),
     ] = False,
     pixels: Annotated[str, typer.Option(help="Payloads by handle: uint8 (compact) or float32 (as without).")] = "uint8",
     arena_mib: Annotated[int, typer.Option(help="Shared memory for payloads, taken at start; 0: no handles.")] = 1024,
@@ -119,6 +123,9 @@ def serve(
             max_body_bytes=max_body_mib * MEBI,
             max_pixels=max_pixels,
             max_images=max_images,
+            max_videos=max_videos,
+            max_video_seconds=max_video_seconds,
+            max_video_frames=max_video_frames,
             max_waiting=max_waiting,
             allow_remote_images=allow_remote_images,
             pixels=pixels,  # type: ignore[arg-type]  # checked there
