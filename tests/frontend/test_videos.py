@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import resource
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import av
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +22,7 @@ from coatcheck.frontend.config import FrontendConfig
 from coatcheck.frontend.videos import Video, pixel_limits, probe, sample
 from tests.support.clips import RATE, clip, noise, sound
 
+PEAK = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # before these tests
 P = "messages[0].content[0].video_url.url"
 
 
@@ -186,6 +189,19 @@ def test_a_header_that_lies_about_the_length_is_not_believed(duration: int) -> N
 
 
 # ------------------------------------------------------------------- refused
+
+
+@pytest.mark.parametrize("entries", [20_000_000, 2**32 - 1])
+def test_an_index_that_asks_for_gigabytes_is_refused(entries: int) -> None:
+    data = clip(48)
+    data = lie(lie(data, b"stsz", 8, 1), b"stsz", 12, entries)  # samples of one byte each, so many
+    data = lie(lie(data, b"stsc", 16, entries), b"stts", 12, entries)
+    resident = psutil.Process().memory_info().rss
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    refused(data)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert peak < max(resident, PEAK) + (600 << 20)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,18 @@ Which frames are taken, and how large they are made, is the reference's choice: 
 transformers with ``do_sample_frames`` and ``cap_pixels_per_frame``, fed by its PyAV reader. Its numbers are those of
 qwen-vl-utils (``vision_process.py``), the reference implementation of Qwen2.5-VL.
 
-A video's length and number of frames are counted from its packets: headers may lie, and WebM has neither.
+A video's length and number of frames are counted from its packets: headers may lie, and WebM has neither. Memory that
+libav takes is bounded by the kernel, since 3 kB of MP4 can ask for an index of gigabytes.
 """
 
 from __future__ import annotations
 
 import io
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import av
@@ -37,6 +40,8 @@ RATE_SLACK = 0.02  # by which a header's rate may differ from the packets': WebM
 
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "libdav1d")  # as libav names decoders; others are attack surface
 _OPTIONS = {"codec_whitelist": ",".join(CODECS), "protocol_whitelist": "none"}  # no file, no URL, whatever it refers to
+CONTAINER_BYTES = 256 << 20  # for an index: a video of 10 minutes needs 15 MB at 240 frames a second
+PIXEL_BYTES = 128  # for a decoder, by pixel of a frame: 17 frames of H.264, twice that in the worst format
 _EBML = b"\x1a\x45\xdf\xa3"  # begins every WebM and Matroska file
 _TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 
@@ -123,7 +128,9 @@ def _opened(data: bytes, param: str) -> Iterator[tuple[InputContainer, VideoStre
     else:
         raise BadRequest("This is not a video of a supported format (MP4, WebM)", param=param, code="invalid_video")
     try:
-        with av.open(io.BytesIO(data), "r", format=demuxer, options=_OPTIONS, metadata_errors="replace") as container:
+        with _bounded(CONTAINER_BYTES):
+            container = av.open(io.BytesIO(data), "r", format=demuxer, options=_OPTIONS, metadata_errors="replace")
+        with container:
             if not container.streams.video:
                 raise _invalid("it has no video stream", param)
             stream = container.streams.video[0]
@@ -136,11 +143,30 @@ def _opened(data: bytes, param: str) -> Iterator[tuple[InputContainer, VideoStre
         raise _invalid("it is damaged or truncated", param) from None
 
 
+@contextmanager
+def _bounded(nbytes: int) -> Iterator[None]:
+    """Within, this process gets at most so much more memory; beyond, allocating fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    pages = int(Path("/proc/self/statm").read_text().split()[5])  # data and stack: what RLIMIT_DATA counts, and more
+    limit = pages * resource.getpagesize() + nbytes
+    limits = [limit, *(given for given in (soft, hard) if given != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
 def _count(container: InputContainer, stream: VideoStream, max_seconds: float, param: str) -> tuple[int, float]:
     """Frames, and how many a second on average. Nothing is decoded."""
     total = 0
     first = last = end = None
-    for packet in container.demux(stream):
+    packets = container.demux(stream)
+    while True:
+        with _bounded(CONTAINER_BYTES):
+            packet = next(packets, None)
+        if packet is None:
+            break
         if packet.is_corrupt:
             raise _invalid("it is damaged or truncated", param)
         if packet.size == 0 or packet.is_discard or _hidden(stream, packet):
@@ -180,7 +206,12 @@ def _decoded(data: bytes, max_pixels: int, param: str) -> Iterator[av.VideoFrame
         stream.codec_context.thread_count = 1  # as many workers as cores, not as many threads each
         # Twice, since decoders count the margin that fills up their blocks.
         stream.codec_context.options = {"max_pixels": str(2 * max_pixels)}
-        for frame in container.decode(stream):
+        frames = container.decode(stream)
+        while True:
+            with _bounded(CONTAINER_BYTES + PIXEL_BYTES * stream.width * stream.height):
+                frame = next(frames, None)
+            if frame is None:
+                return
             _check_size((frame.width, frame.height), max_pixels, param)
             yield frame
 
