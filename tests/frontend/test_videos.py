@@ -259,8 +259,12 @@ def test_a_header_that_lies_about_the_size_does_not_help() -> None:
     data = clip(24, (256, 256), picture=noise(256, 256))
     start = data.index(b"avc1") + 28
     data = data[:start] + struct.pack(">HH", 16, 16) + data[start + 4 :]
-    with pytest.raises(BadRequest):
-        list(probed(data, max_pixels=100 * 100).frames())
+    refused(data, "video_too_large", max_pixels=100 * 100)
+
+
+def test_frames_that_grow_are_refused_by_the_decoder() -> None:
+    """Before it takes memory for one: else our own check would name their size."""
+    assert "damaged" in refused(growing(256), max_pixels=64 * 48)
 
 
 def test_sides_that_differ_too_much() -> None:
@@ -303,12 +307,16 @@ def test_damage_in_the_middle() -> None:
 
 
 def test_frames_that_change_their_size() -> None:
-    # VP9 says in every key frame how large it is.
+    assert "size" in refused(growing(96))
+
+
+def growing(to: int) -> bytes:
+    """One second of frames 64 wide, one of others; VP9 says in every key frame how large it is."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="webm") as made:
         first: Any = made.add_stream("libvpx-vp9", rate=RATE)
         other: Any = av.CodecContext.create("libvpx-vp9", "w")
-        for at, (encoder, width) in enumerate(((first, 64), (other, 96))):
+        for at, (encoder, width) in enumerate(((first, 64), (other, to))):
             encoder.width, encoder.height, encoder.pix_fmt = width, 48, "yuv420p"
             encoder.time_base = Fraction(1, RATE)
             packets = []
@@ -319,7 +327,7 @@ def test_frames_that_change_their_size() -> None:
             for packet in packets + encoder.encode():
                 packet.stream = first
                 made.mux(packet)
-    assert "size" in refused(buffer.getvalue())
+    return buffer.getvalue()
 
 
 def test_any_byte_changed_is_a_video_or_a_refusal() -> None:
