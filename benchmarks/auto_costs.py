@@ -32,8 +32,9 @@ def measure(times: int) -> None:
     vision = model.config.vision_config
     width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     positions = ModelPositions(model.model)
+    image, video = model.config.image_token_id, model.config.video_token_id
     table = PixelTable.of(image_processor(DEFAULT_MODEL))
-    materialize = Materialize(positions, model.config.image_token_id, vision.spatial_merge_size, width, table=table)
+    materialize = Materialize(positions, image, video, vision.spatial_merge_size, width, table=table)
     channel = PlanChannel(group, lambda arrivals, spent: None)
     for _ in range(times):
         if group.rank:

@@ -23,7 +23,7 @@ NEIGHBOURS = {
     "engine": {"strategies"},
     "ranks": {"arena", "strategies", "admission", "engine"},
 }
-FOREIGN = ("fastapi", "uvicorn", "starlette", "sglang", "vllm", "transformers", "PIL", "typer", "rich", "openai")
+FOREIGN = ("fastapi", "uvicorn", "starlette", "sglang", "vllm", "transformers", "PIL", "av", "typer", "rich", "openai")
 
 
 def imports(file: Path) -> set[str]:

@@ -49,13 +49,14 @@ class Handle(Record, frozen=True):
 
 
 class Item(Record, frozen=True):
-    """One image of a request, as the worker prepared it."""
+    """One image or video of a request, as the worker prepared it."""
 
     pixels: Tensor | Handle  # (patches, values per patch): float32 or uint8, see coatcheck.pixels
     grid: tuple[int, int, int]  # (t, h, w) in patches; t * h * w == patches
     start: int  # index in the prompt of the item's first placeholder token
     count: int  # placeholder tokens: t * h * w / merge**2
-    digest: bytes = b""  # identity: blake3, 32 bytes, over the encoded image and the processor's configuration
+    digest: bytes = b""  # identity: blake3, 32 bytes, over the encoded bytes and the processor's configuration
+    seconds: float | None = None  # a video's, from one temporal patch to the next; None: an image
 
 
 class Sampling(Record, frozen=True):

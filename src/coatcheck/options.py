@@ -14,7 +14,7 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 MaxRunning = Annotated[int, typer.Option(help="Requests that run at once.")]
 KvTokens = Annotated[int, typer.Option(help="KV cache in tokens; a request reserves prompt + max_tokens.")]
 ChunkTokens = Annotated[int, typer.Option(help="Tokens computed per step.")]
-EncodePatches = Annotated[int, typer.Option(help="Image patches encoded per step (at least one image).")]
+EncodePatches = Annotated[int, typer.Option(help="Patches encoded per step (at least one item).")]
 Runner = Annotated[str, typer.Option(help="model, or null: no forward pass, to measure the input path alone.")]
 StepMs = Annotated[float, typer.Option(help="Milliseconds that the null runner's step sleeps.")]
 EmbeddingCacheMib = Annotated[

@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 
 from coatcheck.strategies.table import NAMES, is_compact
+from tests.support.clips import clip, noise
 
 pytestmark = pytest.mark.timeout(300)
 
-SMALL = ("--requests", "4", "--concurrency", "3", "--rounds", "2", "--image", "112x112", "--output-tokens", "4")
+FEW = ("--requests", "4", "--concurrency", "3", "--rounds", "2", "--output-tokens", "4")
+SMALL = ("--image", "112x112")
 
 
-def bench(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "coatcheck", "bench", "engine", *SMALL, *options]
+def bench(*options: str, media: tuple[str, ...] = SMALL) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "coatcheck", "bench", "engine", *FEW, *media, *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
 
 
@@ -50,6 +52,23 @@ def test_all_strategies_on_bare_ranks_consume_the_same(tmp_path: Path) -> None:
         phases = {stall["phase"] for stall in run["samples"][0]["stalls"]}
         assert phases >= {"receive", "admit"}
         assert ("broadcast" in phases) == name.startswith(("object", "dict")), "a handle needs no second collective"
+
+
+@pytest.mark.parametrize("options", [("--input", "tensors", "--runner", "null"), ("--input", "http")])
+def test_a_video_in_each_request(tmp_path: Path, options: tuple[str, ...]) -> None:
+    film = tmp_path / "film.mp4"
+    film.write_bytes(clip(48, picture=noise(64, 48)))
+    media = ("--video", str(film), "--strategies", "dict-inline,handle-background")
+    done = bench(*options, "--json", str(tmp_path / "a.json"), media=media)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "a video (film.mp4)" in done.stdout
+    found = runs(tmp_path / "a.json")
+    assert len({run["inputs_sha256"] for run in found.values()}) == 1
+    for name, run in found.items():
+        assert (run["video"], run["failed"]) == ("film.mp4", 0)
+        assert run["inputs_sha256"]
+        assert run["payload_bytes"] == 2 * 20 * 28 * 1176 * (1 if name == "handle-background" else 4)
+        assert run["prompt_tokens"] > 2 * 10 * 14
 
 
 def test_a_whole_server_and_the_model(tmp_path: Path) -> None:
@@ -86,6 +105,7 @@ def test_mistakes_are_refused_before_anything_is_measured(tmp_path: Path) -> Non
         (("--strategies", "fastest"), "there is no strategy 'fastest'"),
         (("--runner", "none"), "--runner"),
         (("--tp", "3"), "--tp"),
+        (("--video", "made"), "--video: not with --image"),
         (("--json", str(tmp_path / "missing" / "a.json")), "there is no directory"),
     ):
         done = bench(*options)

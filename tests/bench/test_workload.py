@@ -12,28 +12,31 @@ import pytest
 import torch
 from PIL import Image
 
+from coatcheck.bench import clip
 from coatcheck.bench.config import BenchConfig
 from coatcheck.bench.http import _options
 from coatcheck.bench.workload import TensorWorkload, http_bodies
 from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
 from coatcheck.errors import ConfigError
+from coatcheck.frontend import videos
 from coatcheck.frontend.config import FrontendConfig
 from coatcheck.frontend.desk import beside
 from coatcheck.frontend.processor import Processor
 from coatcheck.messages import Job
 from coatcheck.pixels import PixelTable, image_processor
 from coatcheck.strategies.materialize import Materialize
+from tests.support import clips
 
 
 def config(**options: Any) -> BenchConfig:
     return BenchConfig(("dict-inline",), **{"image": "112x84", "requests": 5, "output_tokens": 3, **options})
 
 
-def positions(ids: torch.Tensor, spans: object, grids: object) -> tuple[torch.Tensor, int]:
+def positions(ids: torch.Tensor, items: object) -> tuple[torch.Tensor, int]:
     return torch.zeros((3, len(ids)), dtype=torch.int64), 0
 
 
-materialize = Materialize(positions, 510, 2, 1176, table=PixelTable.of(image_processor(DEFAULT_MODEL)))
+materialize = Materialize(positions, 510, 511, 2, 1176, table=PixelTable.of(image_processor(DEFAULT_MODEL)))
 
 
 def test_requests_are_what_ranks_accept_and_all_different() -> None:
@@ -77,7 +80,7 @@ def test_many_requests_take_the_memory_of_one() -> None:
 @pytest.mark.parametrize("image", ["112x84", "448x448", "2000x1000", "28x28"])
 def test_images_are_cut_as_the_model_s_processor_cuts_them(image: str) -> None:
     asked = config(image=image, requests=1)
-    (body,) = http_bodies(asked)
+    (body,) = http_bodies(asked, b"")
     processor = Processor(FrontendConfig(model_dir=DEFAULT_MODEL, model_name="bench"))
     (item,) = processor.process(Job(1), body, beside([])).items
     expected = TensorWorkload(asked).prompt("float32")[1][0]
@@ -85,12 +88,56 @@ def test_images_are_cut_as_the_model_s_processor_cuts_them(image: str) -> None:
 
 
 def test_http_bodies_have_pictures_of_their_own() -> None:
-    bodies = http_bodies(config(images_per_request=2))
-    assert bodies == http_bodies(config(images_per_request=2))
+    bodies = http_bodies(config(images_per_request=2), b"")
+    assert bodies == http_bodies(config(images_per_request=2), b"")
     urls = [part["image_url"]["url"] for body in bodies for part in json.loads(body)["messages"][0]["content"][:2]]
     assert len(set(urls)) == 10
     picture = Image.open(io.BytesIO(base64.b64decode(urls[0].split(",")[1])))
     assert picture.size == (112, 84)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> BenchConfig:
+    path = tmp_path_factory.mktemp("clip") / "short.webm"
+    path.write_bytes(clips.clip(48, (96, 64), "webm", picture=clips.noise(96, 64)))
+    return config(video=str(path), images_per_request=0)
+
+
+def test_a_video_is_the_front_end_s_own(made: BenchConfig) -> None:
+    workload = TensorWorkload(made)
+    bodies = http_bodies(made, workload.clip)
+    processor = Processor(FrontendConfig(model_dir=DEFAULT_MODEL, model_name="bench"))
+    digests = set()
+    for strategy in ("handle-inline", "dict-inline"):
+        form = workload.form(strategy)
+        frames: list[memoryview] = []
+        arrived, (payload,) = workload.request(0, "a", strategy, False)
+        (item,) = arrived.items
+        for body in bodies:
+            (got,) = processor.process(Job(1, form), body, beside(frames)).items
+            digests.add(got.digest)
+            assert (got.pixels.shape, got.grid, got.count) == (item.pixels.shape, item.grid, item.count)
+            assert got.seconds == item.seconds
+            assert frames.pop() == payload
+        assert len(payload) == workload.payload_bytes(strategy)
+    assert len(digests) == len(bodies), "equal videos would be processed once only"
+
+
+def test_requests_with_a_video_are_what_ranks_accept_and_all_different(made: BenchConfig) -> None:
+    workload = TensorWorkload(made)
+    inputs = [materialize(*workload.request(index, "a", "handle-inline", False)) for index in range(5)]
+    assert len({one.digest() for one in inputs}) == 5
+    assert [one.digest() for one in inputs] == [
+        materialize(*workload.request(index, "a", "object-inline", False)).digest() for index in range(5)
+    ]
+
+
+@pytest.mark.timeout(60)
+def test_the_clip_that_the_benchmark_makes() -> None:
+    data = clip.make()
+    assert 1.9e6 < len(data) < 2.1e6
+    video = videos.probe(data, FrontendConfig(model_dir=DEFAULT_MODEL, model_name="bench"), "p")
+    assert (len(video.indices), video.size, video.seconds) == (20, (480, 360), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +149,9 @@ def test_http_bodies_have_pictures_of_their_own() -> None:
         ({"requests": 0}, "--requests: 0 is less than 1"),
         ({"rounds": 0}, "--rounds"),
         ({"images_per_request": -1}, "--images-per-request"),
+        ({"video": "made"}, "--video: requests have one video and no image"),
+        ({"video": "/no/clip.mp4", "images_per_request": 0}, "--video: there is no file /no/clip.mp4"),
+        ({"video": __file__, "images_per_request": 0}, "--video: This is not a video"),
         ({"input": "file"}, "--input: 'file' is not one of http, tensors"),
     ],
 )

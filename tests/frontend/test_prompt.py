@@ -35,7 +35,7 @@ def reference(model_dir: Path) -> Any:
 
 
 def ids(encoder: PromptEncoder, body: dict[str, Any]) -> list[int]:
-    return encoder.encode(parse(json.dumps(body).encode(), "coatcheck-tiny", 8), 8192)
+    return encoder.encode(parse(json.dumps(body).encode(), "coatcheck-tiny", 8, 8), 8192)
 
 
 plain = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="|"), max_size=40)

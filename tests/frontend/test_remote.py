@@ -16,6 +16,7 @@ from coatcheck.errors import BadRequest
 from coatcheck.frontend.config import FrontendConfig
 from coatcheck.frontend.processor import Processor
 from coatcheck.frontend.remote import RemoteImages, is_public
+from coatcheck.frontend.request import Source
 
 from .conftest import chat_body, image_part, process
 
@@ -81,14 +82,14 @@ def test_not_public(address: str) -> None:
 )
 def test_spellings_of_this_host_are_refused(host: str) -> None:
     with pytest.raises(BadRequest) as caught:
-        RemoteImages(config()).fetch(f"http://{host}/a.png", "p")
+        RemoteImages(config()).fetch(Source("image", "p", f"http://{host}/a.png"))
     assert caught.value.code in ("remote_image_refused", "remote_image_failed")
 
 
 def test_one_private_address_among_public_ones_is_enough() -> None:
     images = RemoteImages(config(), resolver=lambda host, port: ["1.1.1.1", "10.0.0.1"])
     with pytest.raises(BadRequest, match="public") as caught:
-        images.fetch("http://example.org/", "p")
+        images.fetch(Source("image", "p", "http://example.org/"))
     assert caught.value.code == "remote_image_refused"
 
 
@@ -102,7 +103,9 @@ def test_the_real_gate_stands_in_the_path_of_a_request(model_dir: Path) -> None:
 
 def test_off_by_default() -> None:
     with pytest.raises(BadRequest) as caught:
-        RemoteImages(config(allow=False)).fetch("http://example.org/", "messages[0].content[0].image_url.url")
+        RemoteImages(config(allow=False)).fetch(
+            Source("image", "messages[0].content[0].image_url.url", "http://example.org/")
+        )
     assert caught.value.code == "remote_images_disabled"
     assert caught.value.param == "messages[0].content[0].image_url.url"
 
@@ -166,14 +169,14 @@ def respond(handler: BaseHTTPRequestHandler, status: int, body: bytes = b"", **h
 
 def code_of(site: Site, path: str) -> str:
     with pytest.raises(BadRequest) as caught:
-        site.images().fetch(site.url(path), "p")
+        site.images().fetch(Source("image", "p", site.url(path)))
     assert caught.value.param == "p"
     return caught.value.code
 
 
 def test_fetches_from_the_address_checked_under_the_right_name(site: Site) -> None:
     site.routes = {"/a?b=c": lambda handler: respond(handler, 200, b"pixels")}
-    assert site.images().fetch(site.url("/a?b=c"), "p") == b"pixels"
+    assert site.images().fetch(Source("image", "p", site.url("/a?b=c"))) == b"pixels"
     assert site.asked == ["site.example"]  # resolved once only: nothing to rebind
     assert site.hosts == [f"site.example:{site.port}"]
 
@@ -185,7 +188,7 @@ def test_redirects_pass_the_same_gate(site: Site) -> None:
         "/inside": lambda handler: respond(handler, 302, Location=site.url("/end", "inside.example")),
         "/file": lambda handler: respond(handler, 302, Location="file:///etc/passwd"),
     }
-    assert site.images().fetch(site.url("/good"), "p") == b"pixels"
+    assert site.images().fetch(Source("image", "p", site.url("/good"))) == b"pixels"
     site.asked.clear()
     assert code_of(site, "/inside") == "remote_image_refused"
     site.asked.clear()
@@ -255,4 +258,6 @@ def test_a_server_that_drips_is_cut_off(site: Site, slow: Route) -> None:
 )
 def test_bad_urls(url: str) -> None:
     with pytest.raises(BadRequest):
-        RemoteImages(config(), resolver=lambda host, port: ["1.1.1.1"], is_allowed=lambda _: False).fetch(url, "p")
+        RemoteImages(config(), resolver=lambda host, port: ["1.1.1.1"], is_allowed=lambda _: False).fetch(
+            Source("image", "p", url)
+        )

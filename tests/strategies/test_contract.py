@@ -16,7 +16,15 @@ from tests.support.workload import Workload
 
 pytestmark = pytest.mark.timeout(90)
 
-GRIDS: list[list[tuple[int, int]]] = [[], [(8, 8)], [(8, 12), (16, 8)], [(32, 32)], [(2, 2)]]
+GRIDS: list[list[tuple[int, ...]]] = [
+    [],
+    [(8, 8)],
+    [(8, 12), (16, 8)],
+    [(32, 32)],
+    [(2, 2)],
+    [(3, 8, 4)],  # a video
+    [(4, 8), (2, 8, 8), (8, 8), (5, 4, 4)],
+]
 FORMS: tuple[PixelForm, ...] = ("float32", "uint8")
 _names = count()
 
@@ -63,7 +71,7 @@ def test_inputs_are_identical_under_load(engine: Engine, strategy: str, workload
 def test_a_failure_on_one_rank_rejects_everywhere_and_others_go_on(
     engine: Engine, strategy: str, workload: Workload, kind: str
 ) -> None:
-    reason = {"raise": "a planted fault", "memory": "a planted shortage", "encode": "encoding image 0"}[kind]
+    reason = {"raise": "a planted fault", "memory": "a planted shortage", "encode": "encoding item 0"}[kind]
     materializing = 1 if strategy.startswith("object") else engine.size  # object: the entry rank alone
     faults = [f"fault={kind}@{rank}" for rank in range(materializing)]
     labels = ["before", *[label for fault in faults for label in (fault, "after")], "last"]

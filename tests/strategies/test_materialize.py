@@ -14,25 +14,26 @@ from coatcheck.pixels import PixelTable
 from coatcheck.strategies.materialize import PAD_RANGE, PAD_SHIFT, Materialize
 from coatcheck.strategies.table import ALIASES, AUTO, STRATEGIES, canonical, strategy_named
 
-IMAGE = 7
+IMAGE, VIDEO = 7, 8
 DIGEST = bytes(range(100, 132))
 
 
-def line(
-    ids: torch.Tensor, spans: Sequence[tuple[int, int]], grids: Sequence[tuple[int, int, int]]
-) -> tuple[torch.Tensor, int]:
-    return torch.arange(len(ids)).expand(3, -1), len(spans)
+def line(ids: torch.Tensor, items: Sequence[Item]) -> tuple[torch.Tensor, int]:
+    return torch.arange(len(ids)).expand(3, -1), len(items)
 
 
-materialize = Materialize(line, placeholder=IMAGE, merge=2, width=3)
+materialize = Materialize(line, image=IMAGE, video=VIDEO, merge=2, width=3)
 
 
 def arrived(ids: tuple[int, ...], *items: Item) -> Arrived:
     return Arrived("r", "dict-inline", ids, items, Sampling(1))
 
 
-def item(frame: int, start: int, count: int = 1, grid: tuple[int, int, int] = (1, 2, 2)) -> Item:
-    return Item(Tensor(frame, (grid[0] * grid[1] * grid[2], 3), "float32"), grid, start, count, DIGEST)
+def item(
+    frame: int, start: int, count: int = 1, grid: tuple[int, int, int] = (1, 2, 2), seconds: float | None = None
+) -> Item:
+    pixels = Tensor(frame, (grid[0] * grid[1] * grid[2], 3), "float32")
+    return Item(pixels, grid, start, count, DIGEST, seconds=seconds)
 
 
 PIXELS = torch.arange(12, dtype=torch.float32).reshape(4, 3)
@@ -56,7 +57,7 @@ BYTES = bytes([0, 7, 100, 255])
 
 
 def test_compact_pixels_are_the_same_inputs_as_wide_ones() -> None:
-    both = Materialize(line, placeholder=IMAGE, merge=2, width=3, table=TABLE)
+    both = Materialize(line, image=IMAGE, video=VIDEO, merge=2, width=3, table=TABLE)
     compact = msgspec.structs.replace(item(0, 1), pixels=Tensor(0, (4, 1), "uint8"))
     got = both(arrived((1, IMAGE), compact), [BYTES])
     wide = TABLE.widen(torch.tensor(list(BYTES), dtype=torch.uint8)[:, None])
@@ -69,7 +70,7 @@ def test_compact_pixels_are_the_same_inputs_as_wide_ones() -> None:
 
 
 def test_compact_pixels_that_do_not_fit_are_refused() -> None:
-    both = Materialize(line, placeholder=IMAGE, merge=2, width=3, table=TABLE)
+    both = Materialize(line, image=IMAGE, video=VIDEO, merge=2, width=3, table=TABLE)
     narrow = msgspec.structs.replace(item(0, 1), pixels=Tensor(0, (4, 2), "uint8"))
     with pytest.raises(MaterializeError, match="does not fit"):
         both(arrived((1, IMAGE), narrow), [bytes(8)])
@@ -102,11 +103,27 @@ def test_invalid_items_are_dropped() -> None:
         (arrived((IMAGE,), item(0, 0)), [FRAME[:-1]]),  # bytes are missing
         (arrived((IMAGE,), item(0, 0)), []),  # the frame is missing
         (arrived((IMAGE, IMAGE), item(0, 0, 2)), [FRAME]),  # the grid says one token
+        (arrived((IMAGE,), item(0, 0, seconds=1.0)), [FRAME]),  # a video in an image's place
+        (arrived((VIDEO,), item(0, 0)), [FRAME]),  # an image in a video's place
+        (arrived((IMAGE, VIDEO), item(0, 0)), [FRAME]),  # no video
+        *((arrived((VIDEO,), item(0, 0, seconds=seconds)), [FRAME]) for seconds in (0.0, -1.0, float("nan"), 1e9)),
     ],
 )
 def test_what_does_not_fit_together_is_refused(request_: Arrived, frames: list[bytes]) -> None:
     with pytest.raises(MaterializeError):
         materialize(request_, frames)
+
+
+def test_videos_and_images_stand_side_by_side() -> None:
+    frames = [FRAME * 2, FRAME]
+    video = item(0, 1, 2, (2, 2, 2), seconds=0.5)
+    inputs = materialize(arrived((1, VIDEO, VIDEO, IMAGE), video, item(1, 3)), frames)
+    assert [(got.grid, got.seconds, len(got.pixels)) for got in inputs.items] == [
+        ((2, 2, 2), 0.5, 8),
+        ((1, 2, 2), None, 4),
+    ]
+    slower = materialize(arrived((1, VIDEO, VIDEO, IMAGE), item(0, 1, 2, (2, 2, 2), seconds=1.0), item(1, 3)), frames)
+    assert inputs.digest() != slower.digest()
 
 
 def test_digest_sees_every_part() -> None:

@@ -26,7 +26,9 @@ class Request:
 
 
 class Workload:
-    """``grids`` below: (height, width) of each image in patches, both even."""
+    """``grids`` below, in patches, height and width even: (height, width) of an image, of a video with time first."""
+
+    SECONDS = 0.75  # from one temporal patch of a video to the next
 
     def __init__(self, model: Path) -> None:
         self._path = model
@@ -49,13 +51,13 @@ class Workload:
         self,
         name: str,
         strategy: str,
-        grids: Sequence[tuple[int, int]] = (),
+        grids: Sequence[tuple[int, ...]] = (),
         text: int = 5,
         seed: int = 0,
         sampling: Sampling | None = None,
         form: PixelForm = "float32",
     ) -> Request:
-        """``text``: tokens of text around each image; ``form``: of the pixels, the same ones in both."""
+        """``text``: tokens of text around each item; ``form``: of the pixels, the same ones in both."""
         rng = np.random.default_rng((seed, text, *[edge for grid in grids for edge in grid]))
         ids: list[int] = []
         items = []
@@ -64,14 +66,19 @@ class Workload:
         def words(count: int) -> None:
             ids.extend(int(token) for token in rng.integers(20, 250, count))
 
-        for index, (height, width) in enumerate(grids):
+        for index, (*time, height, width) in enumerate(grids):
             words(text)
-            count = height * width // self._merge**2
-            compact = rng.integers(0, 256, (height * width, self._table.compact_widths[0]), dtype=np.uint8)
+            t, seconds, token = (
+                (time[0], self.SECONDS, self.config.video_token_id) if time else (1, None, self.config.image_token_id)
+            )
+            patches = t * height * width
+            count = patches // self._merge**2
+            compact = rng.integers(0, 256, (patches, self._table.compact_widths[bool(time)]), dtype=np.uint8)
             pixels = compact if form == "uint8" else self._table.widen(torch.from_numpy(compact)).numpy()
             ids.append(self.config.vision_start_token_id)
-            items.append(Item(Tensor(index, pixels.shape, form), (1, height, width), len(ids), count))
-            ids.extend([self.config.image_token_id] * count)
+            tensor = Tensor(index, pixels.shape, form)
+            items.append(Item(tensor, (t, height, width), len(ids), count, seconds=seconds))
+            ids.extend([token] * count)
             ids.append(self.config.vision_end_token_id)
             frames.append(pixels.data.cast("B"))
         words(text)
@@ -82,6 +89,7 @@ class Workload:
         materialize = Materialize(
             ModelPositions(self.reference.model),
             self.config.image_token_id,
+            self.config.video_token_id,
             self._merge,
             self._width,
             table=self._table,
@@ -95,12 +103,20 @@ class Workload:
         ids = torch.tensor([arrived.ids])
         more: dict[str, Any] = {}
         if arrived.items:
-            pixels = [np.frombuffer(f, np.float32).reshape(-1, self._width) for f in request.frames]
-            more = {
-                "pixel_values": torch.from_numpy(np.concatenate(pixels)),
-                "image_grid_thw": torch.tensor([item.grid for item in arrived.items]),
-                "mm_token_type_ids": (ids == self.config.image_token_id).int(),
-            }
+            kinds = (ids == self.config.image_token_id).int() + (ids == self.config.video_token_id).int() * 2
+            more = {"mm_token_type_ids": kinds}
+            for videos, values, grid in (
+                (False, "pixel_values", "image_grid_thw"),
+                (True, "pixel_values_videos", "video_grid_thw"),
+            ):
+                items = [item for item in arrived.items if (item.seconds is not None) == videos]
+                if items:
+                    frames = [request.frames[item.pixels.frame] for item in items if isinstance(item.pixels, Tensor)]
+                    pixels = [np.frombuffer(frame, np.float32).reshape(-1, self._width) for frame in frames]
+                    more[values] = torch.from_numpy(np.concatenate(pixels))
+                    more[grid] = torch.tensor([item.grid for item in items])
+                    if videos:
+                        more["second_per_grid_ts"] = torch.tensor([item.seconds for item in items])
         out = self.reference.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

@@ -50,8 +50,9 @@ def engine(
         int | None,
         typer.Option(help="Of each strategy in a round.  [default: 64, or the concurrency if more]"),
     ] = None,
-    image: Annotated[str, typer.Option(help="WIDTHxHEIGHT of each image.")] = "448x448",
-    images_per_request: Annotated[int, typer.Option(help="0: text alone.")] = 1,
+    image: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT of each image.  [default: 448x448]")] = None,
+    images_per_request: Annotated[int | None, typer.Option(help="0: text alone.  [default: 1]")] = None,
+    video: Annotated[str, typer.Option(help="A file, or 'made': a clip of 2 MB; in place of images.")] = "",
     text_tokens: Annotated[int, typer.Option(help="Tokens of text in a prompt, with --input tensors.")] = 16,
     output_tokens: Annotated[int, typer.Option(help="Tokens generated for each request.")] = 16,
     input: Annotated[str, typer.Option(help="http: a whole server; tensors: prebuilt, to bare ranks.")] = "http",
@@ -74,14 +75,17 @@ def engine(
 
     Exit status 1 if a request failed or strategies consumed different inputs.
     """
+    if video and (image, images_per_request) != (None, None):
+        raise ConfigError("--video: not with --image or --images-per-request; each request has one video and no image")
     config = BenchConfig(
         strategies=_strategies(strategies),
         model=model.absolute(),
         tp=tp,
         concurrency=concurrency,
         requests=max(REQUESTS, concurrency) if requests is None else requests,
-        image=image,
-        images_per_request=images_per_request,
+        image=image or BenchConfig.image,
+        images_per_request=images_per_request if images_per_request is not None else 0 if video else 1,
+        video=video,
         text_tokens=text_tokens,
         output_tokens=output_tokens,
         input=input,

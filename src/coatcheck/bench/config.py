@@ -12,6 +12,7 @@ from coatcheck.errors import ConfigError
 from coatcheck.messages import PixelForm
 
 INPUTS = ("http", "tensors")
+MADE = "made"  # --video: the benchmark's own clip
 
 
 def parse_image(text: str) -> tuple[int, int]:
@@ -33,7 +34,8 @@ class BenchConfig:
     requests: int = 64  # in a round, of each strategy
     image: str = "448x448"
     images_per_request: int = 1  # 0: text alone, the limit that stalls are to be seen against
-    text_tokens: int = 16  # of each prompt, beside the images; input "tensors" only
+    video: str = ""  # a file, or "made": each request has this one video and no image; "": none
+    text_tokens: int = 16  # of each prompt, beside images and video; input "tensors" only
     output_tokens: int = 16
     input: str = "tensors"  # http: a whole server, images as JPEG; tensors: prebuilt, straight to the ranks
     pixels: PixelForm = "uint8"  # under strategies with handles; the others carry float32
@@ -54,6 +56,10 @@ class BenchConfig:
             raise ConfigError(f"--pixels: {self.pixels!r} is not one of {', '.join(get_args(PixelForm))}")
         if self.images_per_request < 0:
             raise ConfigError(f"--images-per-request: {self.images_per_request} is less than 0")
+        if self.video and self.images_per_request:
+            raise ConfigError("--video: requests have one video and no image; --images-per-request must be 0")
+        if self.video not in ("", MADE) and not Path(self.video).is_file():
+            raise ConfigError(f"--video: there is no file {self.video}")
         parse_image(self.image)
 
     @property

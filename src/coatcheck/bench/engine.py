@@ -75,7 +75,12 @@ async def measure(config: BenchConfig, start: Open, progress: Progress) -> Repor
         )
         for strategy, rounds in raw.items()
     ]
-    options = {**asdict(config), "model": config.model.name, "engine": _engine_options(config)}
+    options = {
+        **asdict(config),
+        "model": config.model.name,
+        "video": Path(config.video).name,
+        "engine": _engine_options(config),
+    }
     return Report(SCHEMA, {**before, "load_average_after": load_average()}, options, runs)
 
 
@@ -117,6 +122,7 @@ def _run(config: BenchConfig, strategy: str, rounds: list[Round], inputs: str, s
         rounds=config.rounds,
         image=config.image,
         images_per_request=config.images_per_request,
+        video=Path(config.video).name,
         payload_bytes=sizes[0],
         prompt_tokens=sizes[1],
         output_tokens=config.output_tokens,

@@ -106,13 +106,12 @@ class HttpDriver:
 
 
 def _options(config: BenchConfig, body_bytes: int, trace: Path, verify: bool) -> list[str]:
-    width, height = config.size
     options = {
         "--model": config.model,
         "--model-name": MODEL_NAME,
         "--tp": config.tp,
         "--max-body-mib": body_bytes // 2**20 + 1,
-        "--max-pixels": width * height,
+        **({} if config.video else {"--max-pixels": config.size[0] * config.size[1]}),
         "--max-images": max(1, config.images_per_request),
         "--max-waiting": config.concurrency,
         "--request-timeout": REQUEST_S,

@@ -113,6 +113,7 @@ class Run(msgspec.Struct, frozen=True):
     inputs_sha256: str  # over the inputs as consumed on all ranks, in the verifying pass; empty if that failed
     tokens_sha256: str  # over all tokens of every round; empty if rounds disagree or a request failed
     samples: list[Round]
+    video: str = ""  # name of the file that each request has, or "made"; empty: images
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -69,7 +69,7 @@ def _plural(count: int, word: str) -> str:
 _SETTINGS: list[Callable[[Run], str]] = [
     lambda run: _plural(run.tp, "rank"),
     lambda run: f"{run.concurrency} at once",
-    lambda run: f"{_plural(run.images_per_request, 'image')} of {run.image}",
+    lambda run: f"a video ({run.video})" if run.video else f"{_plural(run.images_per_request, 'image')} of {run.image}",
     lambda run: f"input {run.input}",
     lambda run: f"runner {run.runner}",
 ]

@@ -16,5 +16,5 @@ def starter(config: BenchConfig) -> Open:
     workload = TensorWorkload(config)  # refuses what the model cannot take
     if config.input == "tensors":
         return lambda trace, verify: TensorDriver(config, workload, trace, verify)
-    bodies = http_bodies(config)
+    bodies = http_bodies(config, workload.clip)
     return lambda trace, verify: HttpDriver(config, bodies, workload, trace, verify)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import struct
 from dataclasses import dataclass
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,25 +17,29 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from coatcheck.bench.config import BenchConfig
+from coatcheck.bench import clip
+from coatcheck.bench.config import MADE, BenchConfig
 from coatcheck.engine.checkpoint import read_config
-from coatcheck.errors import ConfigError
+from coatcheck.errors import BadRequest, ConfigError
+from coatcheck.frontend.config import FrontendConfig
+from coatcheck.frontend.pictures import Cutter
 from coatcheck.messages import Arrived, Item, PixelForm, Sampling, Tensor
 from coatcheck.pixels import PixelTable, image_processor
 from coatcheck.strategies.table import is_compact
 from coatcheck.wire import Buffer, nbytes
 
 SHIFT = 7  # patches by which one request's payload lies after its predecessor's: more than a page in either form
-QUESTION = "Describe the image."
+QUESTION = "Describe the image."  # of a video too: the default model knows no other
 MODEL_NAME = "bench"  # as the server under measurement is told to call it
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """One image as the model's processor would cut it."""
+    """One image or video as the model's processor would cut it."""
 
     grid: tuple[int, int, int]  # (t, h, w) in patches
     tokens: int
+    seconds: float | None = None  # a video's, as in Item
 
     @property
     def patches(self) -> int:
@@ -41,7 +47,7 @@ class Geometry:
 
 
 class TensorWorkload:
-    """Requests as the front end would send them, pixels drawn from a seed.
+    """Requests as the front end would send them, pixels drawn from a seed, or the front end's own of a video.
 
     All payloads are different windows into one buffer, so that any number of requests takes the memory of one. Compact
     and wide pixels are the same ones: strategies differ in what they carry, not in what the model gets.
@@ -50,11 +56,19 @@ class TensorWorkload:
     def __init__(self, config: BenchConfig) -> None:
         self._config = config
         self._model = read_config(config.model)
-        self.image = _geometry(config)
         self._table = PixelTable.of(image_processor(config.model))
-        rows = self.image.patches * config.images_per_request + config.requests * SHIFT
-        width = self._table.compact_widths[0]
-        self._compact = np.random.default_rng(config.seed).integers(0, 256, (rows, width), dtype=np.uint8)
+        self._items = 1 if config.video else config.images_per_request
+        self.clip = b""  # the video, encoded
+        if config.video:
+            self.clip = clip.make(config.seed) if config.video == MADE else Path(config.video).read_bytes()
+            self.item, values = _film(config, self.clip)
+            rows = self.item.patches + config.requests * SHIFT
+            self._compact: NDArray[np.uint8] = np.resize(values, (rows, values.shape[1]))  # from the start again
+        else:
+            self.item = _geometry(config)
+            rows = self.item.patches * self._items + config.requests * SHIFT
+            width = self._table.compact_widths[0]
+            self._compact = np.random.default_rng(config.seed).integers(0, 256, (rows, width), dtype=np.uint8)
 
     @cached_property
     def _wide(self) -> NDArray[np.float32]:
@@ -72,15 +86,16 @@ class TensorWorkload:
     @cache  # noqa: B019 - lives as long as the process
     def prompt(self, form: PixelForm) -> tuple[tuple[int, ...], tuple[Item, ...]]:
         """Ids and items, the same for all requests but for the first text token (:meth:`request`)."""
-        width = self._table.compact_widths[0] if form == "uint8" else self._table.width
+        width = self._compact.shape[1] if form == "uint8" else self._table.width
+        token = self._model["image_token_id" if self.item.seconds is None else "video_token_id"]
         rng = np.random.default_rng((self._config.seed, 1))
         ids = rng.integers(0, self._model["vision_start_token_id"], self._config.text_tokens).tolist()
         items = []
-        for index in range(self._config.images_per_request):
+        for index in range(self._items):
             ids.append(self._model["vision_start_token_id"])
-            pixels = Tensor(index, (self.image.patches, width), form)
-            items.append(Item(pixels, self.image.grid, len(ids), self.image.tokens))
-            ids += [self._model["image_token_id"]] * self.image.tokens
+            pixels = Tensor(index, (self.item.patches, width), form)
+            items.append(Item(pixels, self.item.grid, len(ids), self.item.tokens, seconds=self.item.seconds))
+            ids += [token] * self.item.tokens
             ids.append(self._model["vision_end_token_id"])
         return tuple(ids), tuple(items)
 
@@ -91,8 +106,8 @@ class TensorWorkload:
         first = index % self._model["vision_start_token_id"]
         pixels = self._compact if form == "uint8" else self._wide
         row, payloads = pixels[0].nbytes, pixels.data.cast("B")
-        starts = [index * SHIFT + at * self.image.patches for at in range(len(items))]
-        frames: list[Buffer] = [payloads[start * row : (start + self.image.patches) * row] for start in starts]
+        starts = [index * SHIFT + at * self.item.patches for at in range(len(items))]
+        frames: list[Buffer] = [payloads[start * row : (start + self.item.patches) * row] for start in starts]
         return Arrived(name, strategy, (first, *ids[1:]), items, Sampling(self._config.output_tokens), verify), frames
 
 
@@ -115,12 +130,33 @@ def _geometry(config: BenchConfig) -> Geometry:
     return Geometry((1, h, w), h * w // merge**2)
 
 
-def http_bodies(config: BenchConfig) -> list[bytes]:
-    """The requests' bodies for the OpenAI API, streaming. Each has pictures of its own: smooth noise, as JPEG."""
-    return [_body(config, index) for index in range(config.requests)]
+def _film(config: BenchConfig, data: bytes) -> tuple[Geometry, NDArray[np.uint8]]:
+    """The video as the front end cuts it, and its compact pixels."""
+    cutter = Cutter(FrontendConfig(model_dir=config.model, model_name=MODEL_NAME))
+    try:
+        film = cutter.open_video(data, "video")
+        values, grid = film.make("uint8")
+    except BadRequest as error:
+        raise ConfigError(f"--video: {error}") from error
+    return Geometry(grid, film.patches // cutter.merge**2, film.seconds), values.astype(np.uint8, copy=False)
 
 
-def _body(config: BenchConfig, index: int) -> bytes:
+def http_bodies(config: BenchConfig, video: bytes) -> list[bytes]:
+    """The requests' bodies for the OpenAI API, streaming.
+
+    Each has pictures of its own: smooth noise, as JPEG. Or it has ``video``, marked so that no two are equal bytes.
+    """
+    return [_body(config, video, index) for index in range(config.requests)]
+
+
+def _marked(video: bytes, index: int) -> bytes:
+    """A video with a number behind it that players skip: a Void element (WebM) or a free box (MP4)."""
+    if video.startswith(b"\x1a\x45\xdf\xa3"):
+        return video + struct.pack(">BBQ", 0xEC, 0x88, index)
+    return video + struct.pack(">I4sQ", 16, b"free", index)
+
+
+def _body(config: BenchConfig, video: bytes, index: int) -> bytes:
     rng = np.random.default_rng((config.seed, index))
     content: list[dict[str, Any]] = []
     for _ in range(config.images_per_request):
@@ -129,6 +165,9 @@ def _body(config: BenchConfig, index: int) -> bytes:
         coarse.resize(config.size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
         url = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
         content.append({"type": "image_url", "image_url": {"url": url}})
+    if config.video:
+        url = "data:video/mp4;base64," + base64.b64encode(_marked(video, index)).decode()
+        content.append({"type": "video_url", "video_url": {"url": url}})
     content.append({"type": "text", "text": QUESTION})
     return json.dumps(
         {

@@ -1,4 +1,4 @@
-"""Executing a step's work on this rank: encode images, prefill, decode, and, on the entry rank, sample."""
+"""Executing a step's work on this rank: encode images and videos, prefill, decode, and, on the entry rank, sample."""
 
 from __future__ import annotations
 
@@ -155,11 +155,11 @@ class ModelRunner:
             features: torch.Tensor = self._visual(pixels, grid_thw=grid).pooler_output
             return features.to(weight.dtype)
         except Exception as error:  # any cause, such as out of memory, fails this request alone
-            self._failed(request, f"encoding image {index}: {type(error).__name__}: {error}")
+            self._failed(request, f"encoding item {index}: {type(error).__name__}: {error}")
             return torch.full((item.count, weight.shape[1]), torch.nan, dtype=weight.dtype, device=self._device)
 
     def _embeddings(self, part: Work, running: _Running) -> torch.Tensor:
-        """Token embeddings of the part, (count, hidden), with image features in place of placeholders."""
+        """Token embeddings of the part, (count, hidden), with the items' features in place of placeholders."""
         if part.token is not None:
             embedded: torch.Tensor = self._embed(torch.tensor([part.token], device=self._device))
             return embedded

@@ -1,7 +1,7 @@
 """The entry rank's choice of what the next step computes: continuous batching with chunked prefill.
 
 Decoding requests come first, one token each, so that no prefill delays them by more than one step's budget; what is
-left of the budget goes to prefills in order of admission. An image's placeholders are computed only after the image
+left of the budget goes to prefills in order of admission. An item's placeholders are computed only after the item
 is encoded, or taken from the embedding cache, which costs nothing of the budget.
 
 Invariant: for every running request the work handed out covers positions 0, 1, 2, ... of its sequence exactly once,

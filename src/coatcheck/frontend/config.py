@@ -27,16 +27,21 @@ class FrontendConfig:
     verify: bool = False  # debug: have the ranks compare the inputs that they consume, request by request
     workers: int = 2
     max_body_bytes: int = 64 * MEBI
-    max_pixels: int = 33_177_600  # of one image, 8K UHD; refused from its header (64 M took a worker 1.3 GB)
+    max_pixels: int = 33_177_600  # of an image or a video's frame, 8K UHD; from the header (64 M took a worker 1.3 GB)
     max_images: int = 8  # in one request
+    max_videos: int = 1  # in one request
+    max_video_seconds: float = 600.0  # of one video, counted from its packets
+    max_video_frames: int = 768  # sampled of one video, as the reference; a longer one is sampled more thinly
     max_waiting: int = 256  # requests in the house, from body to last token, before 503
     max_held_bytes: int = 2048 * MEBI  # bodies and payloads in the house that no rank has taken yet, before 503
-    allow_remote_images: bool = False  # fetch http(s) image URLs; never from addresses that are not public
+    allow_remote_images: bool = (
+        False  # fetch http(s) URLs of images and videos; never from addresses that are not public
+    )
     pixels: PixelForm = "uint8"  # how payloads travel by handle; float32: as under the strategies without
     arena_bytes: int = 1024 * MEBI  # shared memory for payloads, taken at start; 0: none, and no handles
     arena_wait_s: float = 10.0  # for room in a full arena, before 503
-    remote_timeout_s: float = 10.0  # for one image, redirects included
-    remote_max_bytes: int = 20 * MEBI  # of one image
+    remote_timeout_s: float = 10.0  # for one URL, redirects included
+    remote_max_bytes: int = 20 * MEBI  # of one image or video
     remote_max_redirects: int = 3
     worker_start_timeout_s: float = 60.0
     job_timeout_s: float = 60.0  # one request in a worker; past it the worker is killed
@@ -52,8 +57,12 @@ class FrontendConfig:
         self._require("workers", self.workers, 1 <= self.workers <= 256, "1 to 256")
         for name in ("max_body_bytes", "max_pixels", "max_waiting", "max_held_bytes", "remote_max_bytes"):
             self._require(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
-        for name in ("max_images", "remote_max_redirects"):
+        for name in ("max_images", "max_videos", "remote_max_redirects"):
             self._require(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        seconds = self.max_video_seconds
+        self._require("max-video-seconds", seconds, 0 < seconds <= 86400, "above 0, at most 86400 seconds")
+        frames = self.max_video_frames
+        self._require("max-video-frames", frames, 2 <= frames <= 768, "2 to 768")  # 768: the reference's own limit
         for name in ("remote", "worker_start", "job", "request", "shutdown"):
             seconds = getattr(self, f"{name}_timeout_s")
             self._require(f"{name}_timeout", seconds, 0 < seconds <= 86400, "above 0, at most 86400 seconds")

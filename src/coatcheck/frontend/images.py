@@ -18,22 +18,25 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from coatcheck.errors import BadRequest
+from coatcheck.frontend.request import Source
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # no others: each decoder is attack surface
 MAX_ASPECT = 200  # long side to short side; the reference processor refuses more
 
 
-def from_data_url(url: str, param: str) -> bytes:
+def from_data_url(source: Source) -> bytes:
     """The bytes of a ``data:[type];base64,...`` URL; the type is not trusted, so not read. Raises BadRequest."""
-    head, comma, data = url.partition(",")
+    head, comma, data = source.url.partition(",")
     if not comma or not head.lower().endswith(";base64"):
         raise BadRequest(
-            "A data URL must be of the form data:image/...;base64,...", param=param, code="invalid_image_url"
+            f"A data URL must be of the form data:{source.kind}/...;base64,...",
+            param=source.param,
+            code=f"invalid_{source.kind}_url",
         )
     try:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError):
-        raise BadRequest("The data URL is not valid base64", param=param, code="invalid_base64") from None
+        raise BadRequest("The data URL is not valid base64", param=source.param, code="invalid_base64") from None
 
 
 def opened(data: bytes, max_pixels: int, param: str) -> Image.Image:

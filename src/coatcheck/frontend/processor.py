@@ -10,7 +10,7 @@ from coatcheck.errors import BadRequest, ConfigError
 from coatcheck.frontend import images, model_files, request
 from coatcheck.frontend.config import FrontendConfig
 from coatcheck.frontend.desk import Room
-from coatcheck.frontend.pictures import Cutter, Picture
+from coatcheck.frontend.pictures import Cutter, Film, Picture
 from coatcheck.frontend.prompt import PromptEncoder, too_long
 from coatcheck.frontend.remote import RemoteImages
 from coatcheck.messages import Item, Job, PixelForm, Processed, Sampling, Stored
@@ -33,20 +33,23 @@ class Processor:
 
         Raises BadRequest for anything that is the client's fault.
         """
-        chat = request.parse(body, self._config.model_name, self._config.max_images)
+        chat = request.parse(body, self._config.model_name, self._config.max_images, self._config.max_videos)
         try:
             prompt = self._prompt.encode(chat, self._context)
         except UnicodeError:  # a lone surrogate: JSON can spell it, UTF-8 cannot
             raise BadRequest("A message's text is not valid Unicode", param="messages", code="invalid_text") from None
-        sources = list(chat.images())
-        if prompt.count(self._prompt.image_id) != len(sources):
-            raise ConfigError("the model's chat template does not place every image exactly once")
+        sources = list(chat.sources())
+        placeholders = {"image": self._prompt.image_id, "video": self._prompt.video_id}
+        if [token for token in prompt if token in placeholders.values()] != [placeholders[s.kind] for s in sources]:
+            raise ConfigError("the model's chat template does not place every image and video exactly once")
         if len(prompt) >= self._context:
             raise too_long(
                 f"The prompt has {len(prompt)} tokens, which leaves no room for an answer: longer", self._context
             )
-        pictures = [self._picture(url, param) for param, url in sources]
-        ids, items = self._expand(prompt, self._items(pictures, job.pixels, room))
+        media = [self._open(source) for source in sources]
+        tokens = len(prompt) + sum(medium.patches // self._cutter.merge**2 - 1 for medium in media)
+        self._sampling(chat, tokens)  # refuses what is too long before it is decoded
+        ids, items = self._expand(prompt, self._items(media, job.pixels, room))
         return Processed(
             job=job.job,
             ids=ids,
@@ -57,28 +60,32 @@ class Processor:
             stop=chat.stop_strings,
         )
 
-    def _picture(self, url: str, param: str) -> Picture:
-        scheme = url[:6].lower()
+    def _open(self, source: request.Source) -> Picture | Film:
+        scheme = source.url[:6].lower()
         if scheme.startswith("data:"):
-            data = images.from_data_url(url, param)
+            data = images.from_data_url(source)
         elif scheme.startswith("http"):
-            data = self._remote.fetch(url, param)
+            data = self._remote.fetch(source)
         else:
-            raise BadRequest("An image must be a data: URL or an http(s) URL", param=param, code="invalid_image_url")
-        return self._cutter.open(data, param)
+            raise BadRequest(
+                f"The {source.kind} must be given by a data: URL or an http(s) URL",
+                param=source.param,
+                code=f"invalid_{source.kind}_url",
+            )
+        return (self._cutter.open if source.kind == "image" else self._cutter.open_video)(data, source.param)
 
-    def _items(self, pictures: list[Picture], form: PixelForm, room: Room) -> list[Item]:
-        """Each picture decoded and put where there is room for it, unless it is there already."""
-        places = room([picture.want(form) for picture in pictures]) if pictures else ()
+    def _items(self, media: list[Picture | Film], form: PixelForm, room: Room) -> list[Item]:
+        """Each medium decoded and put where there is room for it, unless it is there already."""
+        places = room([medium.want(form) for medium in media]) if media else ()
         items = []
-        for picture, place in zip(pictures, places, strict=True):
+        for medium, place in zip(media, places, strict=True):
             if isinstance(place, Stored):
                 items.append(place.item)
                 continue
-            values, grid = picture.make(form)
+            values, grid = medium.make(form)
             t, h, w = grid
             count = t * h * w // self._cutter.merge**2
-            items.append(Item(place(values, form), grid, 0, count, picture.digest))
+            items.append(Item(place(values, form), grid, 0, count, medium.digest, medium.seconds))
         return items
 
     def _expand(self, prompt: list[int], made: list[Item]) -> tuple[tuple[int, ...], tuple[Item, ...]]:
@@ -86,7 +93,7 @@ class Processor:
         ids: list[int] = []
         items: list[Item] = []
         for token in prompt:
-            if token != self._prompt.image_id:
+            if token not in (self._prompt.image_id, self._prompt.video_id):
                 ids.append(token)
                 continue
             item = made[len(items)]
@@ -98,7 +105,7 @@ class Processor:
         left = self._context - prompt
         wanted = chat.token_limit
         if left < 1:
-            raise too_long(f"the prompt has {prompt}, images included", self._context)
+            raise too_long(f"the prompt has {prompt}, images and videos included", self._context)
         if wanted is not None and wanted > left:
             param = "max_tokens" if chat.max_completion_tokens is None else "max_completion_tokens"
             raise too_long(f"the prompt has {prompt} and {param} is {wanted}", self._context, param)

@@ -17,9 +17,10 @@ import jinja2
 from transformers import AutoTokenizer
 
 from coatcheck.errors import BadRequest, ConfigError
-from coatcheck.frontend.request import ChatRequest, ImagePart
+from coatcheck.frontend.request import ChatRequest, ImagePart, TextPart
 
 IMAGE_TOKEN = "<|image_pad|>"
+VIDEO_TOKEN = "<|video_pad|>"
 
 
 class PromptEncoder:
@@ -36,17 +37,19 @@ class PromptEncoder:
         self._backend.encode_special_tokens = True  # literals in text stay text; special tokens are set below, by id
         added = self._backend.get_added_tokens_decoder()
         self._special = {token.content: number for number, token in added.items() if token.special}
-        if IMAGE_TOKEN not in self._special:
-            raise ConfigError(f"--model: {model_dir} has no special token {IMAGE_TOKEN}")
+        for token in (IMAGE_TOKEN, VIDEO_TOKEN):
+            if token not in self._special:
+                raise ConfigError(f"--model: {model_dir} has no special token {token}")
         longest_first = sorted(self._special, key=len, reverse=True)
         self._special_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         self._longest_token = max(map(len, self._backend.get_vocab(with_added_tokens=True)))
         self.image_id = self._special[IMAGE_TOKEN]
+        self.video_id = self._special[VIDEO_TOKEN]
         eos = self._tokenizer.eos_token_id
         self.stop_ids: tuple[int, ...] = () if eos is None else (eos,)  # where the model's configuration has none
 
     def encode(self, request: ChatRequest, context: int) -> list[int]:
-        """Ids of the prompt, one placeholder per image. Raises BadRequest; ``context`` only bounds the work done."""
+        """Ids of the prompt, a placeholder per image or video. Raises BadRequest; ``context`` only bounds the work."""
         marker = f"coatcheck{secrets.token_hex(16)}"
         texts: list[str] = []
         messages = [
@@ -76,7 +79,9 @@ class PromptEncoder:
         if isinstance(content, str):
             return mark(content)
         return [
-            {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": mark(part.text)}
+            {"type": "text", "text": mark(part.text)}
+            if isinstance(part, TextPart)
+            else {"type": "image" if isinstance(part, ImagePart) else "video"}
             for part in content
         ]
 

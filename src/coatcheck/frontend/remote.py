@@ -1,8 +1,8 @@
-"""Fetching an image URL without letting a client reach what only this server can reach.
+"""Fetching an image's or a video's URL without letting a client reach what only this server can reach.
 
 A host is resolved once; if any of its addresses is not public, the URL is refused; the connection goes to an address
 that was checked, so a second answer of the name server cannot redirect it. Every redirect passes the same gate. Proxies
-from the environment are not used. Runs in a worker and blocks it for at most ``remote_timeout_s`` per image, beyond the
+from the environment are not used. Runs in a worker and blocks it for at most ``remote_timeout_s`` per URL, beyond the
 time that the system's resolver takes.
 """
 
@@ -20,6 +20,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from coatcheck.errors import BadRequest
 from coatcheck.frontend.config import FrontendConfig
+from coatcheck.frontend.request import Source
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], list[str]]
@@ -74,7 +75,7 @@ class _PinnedConnection(http.client.HTTPConnection):
 
 
 class RemoteImages:
-    """Fetches images by URL. The two arguments beyond the limits exist for tests; no option reaches them."""
+    """Fetches images and videos by URL. The two arguments beyond the limits exist for tests; no option reaches them."""
 
     def __init__(
         self,
@@ -87,36 +88,36 @@ class RemoteImages:
         self._resolve = resolver
         self._is_allowed = is_allowed
 
-    def fetch(self, url: str, param: str) -> bytes:
-        """The body behind ``url``. Raises BadRequest: off, refused, unreachable, too slow, too large."""
+    def fetch(self, source: Source) -> bytes:
+        """The body behind the URL. Raises BadRequest: off, refused, unreachable, too slow, too large."""
         if not self._config.allow_remote_images:
             raise BadRequest(
-                "This server does not fetch image URLs; send the image as a data: URL",
-                param=param,
-                code="remote_images_disabled",
+                f"This server does not fetch {source.kind} URLs; send the {source.kind} as a data: URL",
+                param=source.param,
+                code=f"remote_{source.kind}s_disabled",
             )
+        url = source.url
         deadline = time.monotonic() + self._config.remote_timeout_s
         for _ in range(self._config.remote_max_redirects + 1):
             try:
-                found = self._get(url, deadline, param)
+                found = self._get(url, deadline, source)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 late = time.monotonic() >= deadline
                 reason = "it took too long" if late else type(error).__name__
-                raise BadRequest(
-                    f"The image URL cannot be fetched: {reason}", param=param, code="remote_image_failed"
-                ) from None
+                raise _failed(f"cannot be fetched: {reason}", source) from None
             if isinstance(found, bytes):
                 return found
             url = found
-        raise BadRequest("The image URL redirects too often", param=param, code="remote_image_failed")
+        raise _failed("redirects too often", source)
 
-    def _get(self, url: str, deadline: float, param: str) -> bytes | str:
+    def _get(self, url: str, deadline: float, source: Source) -> bytes | str:
         """The body, or the URL to go on with."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-            raise BadRequest("An image URL must be http(s)://host/...", param=param, code="invalid_image_url")
+            message = f"The {source.kind} URL must be http(s)://host/..."
+            raise BadRequest(message, param=source.param, code=f"invalid_{source.kind}_url")
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        address = self._checked_address(parts.hostname, port, param)
+        address = self._checked_address(parts.hostname, port, source)
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
@@ -126,14 +127,13 @@ class RemoteImages:
         cut.start()
         try:
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request("GET", target, headers={"Accept": "image/*", "Accept-Encoding": "identity"})
+            connection.request("GET", target, headers={"Accept": f"{source.kind}/*", "Accept-Encoding": "identity"})
             with connection.getresponse() as response:
                 if response.status in _REDIRECTS and (location := response.getheader("Location")):
                     return urljoin(url, location)
                 if response.status != 200:
-                    answer = f"The image URL answers with status {response.status}"
-                    raise BadRequest(answer, param=param, code="remote_image_failed")
-                body = self._read(response, param)
+                    raise _failed(f"answers with status {response.status}", source)
+                body = self._read(response, source)
             if time.monotonic() >= deadline:  # a cut socket reads like the end of the body
                 raise TimeoutError
             return body
@@ -141,15 +141,17 @@ class RemoteImages:
             cut.cancel()
             connection.close()
 
-    def _checked_address(self, host: str, port: int, param: str) -> str:
+    def _checked_address(self, host: str, port: int, source: Source) -> str:
         addresses = self._resolve(host, port)
         if not addresses or not all(self._is_allowed(ipaddress.ip_address(address)) for address in addresses):
             raise BadRequest(
-                "The image URL's host is not at a public address", param=param, code="remote_image_refused"
+                f"The {source.kind} URL's host is not at a public address",
+                param=source.param,
+                code=f"remote_{source.kind}_refused",
             )
         return addresses[0]
 
-    def _read(self, response: http.client.HTTPResponse, param: str) -> bytes:
+    def _read(self, response: http.client.HTTPResponse, source: Source) -> bytes:
         limit = self._config.remote_max_bytes
         body = bytearray()
         if (response.length or 0) <= limit:
@@ -157,4 +159,9 @@ class RemoteImages:
                 body += chunk
             if len(body) <= limit:
                 return bytes(body)
-        raise BadRequest(f"The image behind the URL is larger than {limit} bytes", param=param, code="image_too_large")
+        message = f"The {source.kind} behind the URL is larger than {limit} bytes"
+        raise BadRequest(message, param=source.param, code=f"{source.kind}_too_large")
+
+
+def _failed(what: str, source: Source) -> BadRequest:
+    return BadRequest(f"The {source.kind} URL {what}", param=source.param, code=f"remote_{source.kind}_failed")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -53,11 +53,29 @@ class ImagePart(msgspec.Struct, frozen=True, tag_field="type", tag="image_url"):
     image_url: ImageUrl
 
 
+class VideoUrl(msgspec.Struct, frozen=True):
+    """As vLLM and SGLang have it; OpenAI has none."""
+
+    url: str
+
+
+class VideoPart(msgspec.Struct, frozen=True, tag_field="type", tag="video_url"):
+    video_url: VideoUrl
+
+
 class Message(msgspec.Struct, frozen=True):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart | ImagePart] | None = None
+    content: str | list[TextPart | ImagePart | VideoPart] | None = None
     tool_calls: Any = None
     function_call: Any = None
+
+
+class Source(NamedTuple):
+    """Where an image or a video is to be had."""
+
+    kind: Literal["image", "video"]
+    param: str  # where it stands in the request
+    url: str
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -90,13 +108,16 @@ class ChatRequest(msgspec.Struct, frozen=True):
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
-    def images(self) -> Iterator[tuple[str, str]]:
-        """``(param, url)`` of every image, in the order of the prompt."""
+    def sources(self) -> Iterator[Source]:
+        """Every image and video, in the order of the prompt."""
         for at, message in enumerate(self.messages):
             if isinstance(message.content, list):
                 for part_at, part in enumerate(message.content):
+                    where = f"messages[{at}].content[{part_at}]"
                     if isinstance(part, ImagePart):
-                        yield f"messages[{at}].content[{part_at}].image_url.url", part.image_url.url
+                        yield Source("image", f"{where}.image_url.url", part.image_url.url)
+                    elif isinstance(part, VideoPart):
+                        yield Source("video", f"{where}.video_url.url", part.video_url.url)
 
 
 _requests = msgspec.json.Decoder(ChatRequest)
@@ -105,8 +126,11 @@ _unsupported = msgspec.json.Decoder(
 )
 
 
-def parse(body: bytes | memoryview, model_name: str, max_images: int) -> ChatRequest:
-    """A request that is right in itself (images are not looked at, tokens not counted). Raises BadRequest."""
+def parse(body: bytes | memoryview, model_name: str, max_images: int, max_videos: int) -> ChatRequest:
+    """A request that is right in itself (images and videos are not looked at, tokens not counted).
+
+    Raises BadRequest.
+    """
     try:
         request = _requests.decode(body)
         unsupported = _unsupported.decode(body)
@@ -129,13 +153,14 @@ def parse(body: bytes | memoryview, model_name: str, max_images: int) -> ChatReq
             raise BadRequest(f"{name} is not supported by this server", param=name, code="unsupported_parameter")
     _check_messages(request)
     _check_sampling(request)
-    images = list(request.images())
-    if len(images) > max_images:
-        raise BadRequest(
-            f"The request has {len(images)} images; at most {max_images} are allowed",
-            param=images[max_images][0],
-            code="too_many_images",
-        )
+    for kind, most in (("image", max_images), ("video", max_videos)):
+        found = [source for source in request.sources() if source.kind == kind]
+        if len(found) > most:
+            raise BadRequest(
+                f"The request has {len(found)} {kind}s; at most {most} are allowed",
+                param=found[most].param,
+                code=f"too_many_{kind}s",
+            )
     return request
 
 
@@ -160,9 +185,9 @@ def _check_messages(request: ChatRequest) -> None:
             raise BadRequest("content must have at least one part", param=f"{where}.content", code="empty_array")
         if isinstance(message.content, list) and message.role != "user":
             for part_at, part in enumerate(message.content):
-                if isinstance(part, ImagePart):
+                if not isinstance(part, TextPart):
                     raise BadRequest(
-                        f"Images are allowed in user messages only, not in a message of role {message.role!r}",
+                        f"Images and videos are allowed in user messages only, not in one of role {message.role!r}",
                         param=f"{where}.content[{part_at}]",
                     )
 

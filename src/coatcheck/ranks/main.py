@@ -97,7 +97,8 @@ def _serve(
     text, vision = model.config.text_config, model.config.vision_config
     own = Materialize(
         positions=ModelPositions(model.model),
-        placeholder=model.config.image_token_id,
+        image=model.config.image_token_id,
+        video=model.config.video_token_id,
         merge=vision.spatial_merge_size,
         width=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
         view=reader.view if reader is not None else no_arena_here,

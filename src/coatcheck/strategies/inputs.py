@@ -12,7 +12,7 @@ from coatcheck.pixels import PixelTable
 
 @dataclass(frozen=True)
 class MultimodalItem:
-    """One image of a request."""
+    """One image or video of a request."""
 
     pixels: torch.Tensor  # (patches, values), host memory, read-only by convention: it may view a received buffer
     grid: tuple[int, int, int]  # (t, h, w) in patches
@@ -22,6 +22,7 @@ class MultimodalItem:
     pad_value: int  # stands for the item's tokens wherever prompts are compared; never a token id
     digest: bytes = b""  # identity, as in :class:`coatcheck.messages.Item`
     table: PixelTable | None = None  # None: pixels are wide (float32), else they are compact (uint8)
+    seconds: float | None = None  # a video's, from one temporal patch to the next; None: an image
 
     def wide(self, device: torch.device | str = "cpu") -> torch.Tensor:
         """(patches, width) float32 on ``device``, as the model's processor makes it. Compact pixels travel there so."""
@@ -47,6 +48,7 @@ class MultimodalInputs:
         for tensor in (self.ids, self.positions, torch.tensor(self.position_delta)):
             state.update(tensor.contiguous().numpy().tobytes())
         for item in self.items:
-            state.update(repr((item.grid, item.start, item.count, item.hash, item.pad_value, item.digest)).encode())
+            described = (item.grid, item.start, item.count, item.hash, item.pad_value, item.digest, item.seconds)
+            state.update(repr(described).encode())
             state.update(item.wide().contiguous().numpy().data.cast("B"))
         return state.hexdigest()

@@ -25,6 +25,8 @@ from coatcheck.wire import Buffer, check_frames
 
 PAD_SHIFT = 1_000_000  # pad values start above every vocabulary; SGLang 0.5.23: MM_PAD_SHIFT_VALUE
 PAD_RANGE = 1 << 30  # and keep this many distinct values; SGLang 0.5.23: hash % (1 << 30)
+NO_ITEM = -1  # no token id
+MAX_SECONDS = 86_400.0  # from one temporal patch of a video to the next: positions are made of it
 
 
 DTYPES = {"float32": torch.float32, "uint8": torch.uint8}
@@ -36,10 +38,8 @@ View = Callable[[Handle], Buffer]
 class Positions(Protocol):
     """Positions of a prompt, as the model wants them."""
 
-    def __call__(
-        self, ids: torch.Tensor, spans: Sequence[tuple[int, int]], grids: Sequence[tuple[int, int, int]]
-    ) -> tuple[torch.Tensor, int]:
-        """``ids`` (length,) int64; ``spans``: (start, count) of each item -> ((3, length) int64, position delta)."""
+    def __call__(self, ids: torch.Tensor, items: Sequence[Item]) -> tuple[torch.Tensor, int]:
+        """``ids`` (length,) int64; ``items``: in the prompt's order -> ((3, length) int64, position delta)."""
         ...
 
 
@@ -67,13 +67,14 @@ def is_valid(item: Item) -> bool:
 class Materialize:
     """A :data:`~coatcheck.strategies.base.Materializer` for one model.
 
-    ``placeholder`` is the token id that stands for image tokens in a prompt; ``merge`` the edge, in patches, of the
-    square that becomes one token; ``width`` the values per patch of wide pixels; ``view`` gets at what handles stand
-    for; ``table`` widens compact pixels (None: they are refused).
+    ``image`` and ``video`` are the token ids that stand for an item's tokens in a prompt; ``merge`` the edge, in
+    patches, of the square that becomes one token; ``width`` the values per patch of wide pixels; ``view`` gets at what
+    handles stand for; ``table`` widens compact pixels (None: they are refused).
     """
 
     positions: Positions
-    placeholder: int
+    image: int
+    video: int
     merge: int
     width: int
     view: View = no_arena
@@ -89,33 +90,35 @@ class Materialize:
         valid = [item for item in arrived.items if is_valid(item)]
         self._check_spans(ids, valid)
         items = tuple(self._item(item, frames) for item in valid)
-        positions, delta = self.positions(
-            ids, [(item.start, item.count) for item in items], [item.grid for item in items]
-        )
+        positions, delta = self.positions(ids, valid)
         return MultimodalInputs(ids=ids, items=items, positions=positions, position_delta=delta)
 
     def _check_spans(self, ids: torch.Tensor, items: Sequence[Item]) -> None:
         """The items' spans are exactly the prompt's placeholders, in order."""
         if len(ids) == 0:
             raise MaterializeError("the prompt is empty")
-        expected = torch.zeros(len(ids), dtype=torch.bool)
+        expected = torch.full((len(ids),), NO_ITEM)
         end = 0
         for item in items:
             if item.start < end or item.start + item.count > len(ids):
                 raise MaterializeError(f"item at {item.start} overlaps its neighbour or leaves the prompt")
             end = item.start + item.count
-            expected[item.start : end] = True
-        if not torch.equal(expected, ids == self.placeholder):
-            raise MaterializeError("the items do not cover the prompt's image placeholders")
+            expected[item.start : end] = self.image if item.seconds is None else self.video
+        placeholders = (ids == self.image) | (ids == self.video)
+        if not torch.equal(expected, ids.where(placeholders, NO_ITEM)):
+            raise MaterializeError("the items do not cover the prompt's image and video placeholders")
 
     def _item(self, item: Item, frames: Sequence[Buffer]) -> MultimodalItem:
         t, h, w = item.grid
+        if item.seconds is not None and not 0 < item.seconds < MAX_SECONDS:
+            raise MaterializeError(f"{item.seconds} seconds are no distance between the frames of a video")
         compact = item.pixels.dtype == "uint8"
         if compact and self.table is None:
             raise MaterializeError("compact pixels came, but this model's pixels cannot be widened")
-        widths = self.table.compact_widths if compact and self.table is not None else (self.width,)
-        shapes = {(t * h * w, width) for width in widths}
-        if item.pixels.shape not in shapes or item.count * self.merge**2 != t * h * w:
+        width = self.width
+        if compact and self.table is not None:
+            width = self.table.compact_widths[item.seconds is not None]
+        if item.pixels.shape != (t * h * w, width) or item.count * self.merge**2 != t * h * w:
             raise MaterializeError(f"grid {item.grid} does not fit pixels {item.pixels.shape} and {item.count} tokens")
         if isinstance(item.pixels, Handle):
             payload = self.view(item.pixels)
@@ -132,5 +135,6 @@ class Materialize:
             hash=content,
             pad_value=PAD_SHIFT + content % PAD_RANGE,
             digest=item.digest,
+            seconds=item.seconds,
             table=self.table if compact else None,
         )

@@ -1,0 +1,50 @@
+"""Positions are the model's own, of images and videos mixed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
+
+from coatcheck.engine.config import DEFAULT_MODEL
+from coatcheck.engine.positions import ModelPositions
+from coatcheck.messages import Item, Tensor
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    with torch.device("meta"):
+        return Qwen2_5_VLModel(AutoConfig.from_pretrained(DEFAULT_MODEL))
+
+
+def item(start: int, grid: tuple[int, int, int], seconds: float | None) -> Item:
+    patches = grid[0] * grid[1] * grid[2]
+    return Item(Tensor(0, (patches, 1176), "float32"), grid, start, patches // 4, seconds=seconds)
+
+
+def test_positions_of_videos_and_images_mixed(model: Any) -> None:
+    ids, items, kinds = [1, 2, 3], list[Item](), [0, 0, 0]
+    for grid, seconds in (((3, 4, 6), 1.5), ((1, 8, 4), None), ((5, 2, 2), 0.4), ((1, 2, 2), 7.0)):
+        items.append(item(len(ids), grid, seconds))
+        ids += [511 if seconds else 510] * items[-1].count + [9, 9]
+        kinds += [2 if seconds else 1] * items[-1].count + [0, 0]
+    positions, delta = ModelPositions(model)(torch.tensor(ids), items)
+    expected, expected_delta = model.get_rope_index(
+        torch.tensor([ids]),
+        torch.tensor([kinds], dtype=torch.int32),
+        image_grid_thw=torch.tensor([[1, 8, 4]]),
+        video_grid_thw=torch.tensor([[3, 4, 6], [5, 2, 2], [1, 2, 2]]),
+        second_per_grid_ts=torch.tensor([1.5, 0.4, 7.0]),
+    )
+    assert torch.equal(positions, expected[:, 0])
+    assert delta == int(expected_delta)
+    # Two tokens a second (tokens_per_second of the model): 1.5 s are three steps, of 2 x 3 tokens each.
+    assert positions[0, 3:21].tolist() == [3] * 6 + [6] * 6 + [9] * 6
+
+
+def test_text_alone_counts_up(model: Any) -> None:
+    positions, delta = ModelPositions(model)(torch.arange(7), [])
+    assert (positions.tolist(), delta) == ([list(range(7))] * 3, 0)
