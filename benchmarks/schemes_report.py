@@ -42,18 +42,18 @@ def read(directory: Path) -> dict[str, Report]:
     return {path.name.removesuffix(".json.gz"): read_json(path) for path in sorted(directory.glob("*.json.gz"))}
 
 
-def with_tables(text: str, reports: dict[str, Report]) -> str:
-    """The document with its tables made anew."""
+def with_tables(text: str, reports: dict[str, Report], command: str = "schemes") -> str:
+    """The document with its tables made anew. ``command``: the module in benchmarks/ that makes them."""
     for name, made in tables(reports).items():
-        text = replaced(text, name, made)
+        text = replaced(text, name, made, command)
     return text
 
 
-def replaced(text: str, name: str, made: str) -> str:
+def replaced(text: str, name: str, made: str, command: str = "schemes") -> str:
     """``text`` with what stands between the markers of that table replaced. Raises ValueError if there are none."""
-    begin, end = f"<!-- {name}: python -m benchmarks.schemes write -->\n", f"<!-- end of {name} -->"
+    begin, end = f"<!-- {name}: python -m benchmarks.{command} write -->\n", f"<!-- end of {name} -->"
     if begin not in text or end not in text:
-        raise ValueError(f"{DOCUMENT.name} has no place for the table {name}")
+        raise ValueError(f"the document has no place for the table {name}")
     head, rest = text.split(begin, 1)
     return f"{head}{begin}\n{made}\n{end}{rest.split(end, 1)[1]}"
 
@@ -67,12 +67,12 @@ def tables(reports: dict[str, Report]) -> dict[str, str]:
         lines = [["payload", "ranks", "at once", "", *columns], ["---:"] * 3 + ["---"] + ["---:"] * len(columns)]
         for _, report in ordered:
             base = next(run for run in report.runs if run.strategy == BASE)
-            lines.append([*_case(base), *(figure(run, base) for run in report.runs)])
+            lines.append([*case(base), *(figure(run, base) for run in report.runs)])
         return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
     return {
         "throughput": of(lambda run, base: f"{spread(run.qps, run.qps_interval)} ({run.qps / base.qps:.2f} x)"),
-        "stall": of(_stalls),
+        "stall": of(stalls),
         "latency": of(lambda run, _: _ends(run.latency_ms)),
         "tokens": of(lambda run, _: _ends(run.itl_ms)),
         "work": of(_work),
@@ -84,8 +84,10 @@ def _order(report: Report) -> tuple[object, ...]:
     return run.input == "http", run.step_ms, run.payload_bytes, run.tp, run.concurrency
 
 
-def _case(run: Run) -> list[str]:
+def case(run: Run) -> list[str]:
+    """Payload, ranks, concurrency and what else tells a case from others, as cells."""
     more = [f"{run.images_per_request} images"] if run.images_per_request > 1 else []
+    more += ["video"] if run.video else []
     more += [f"step {run.step_ms:g} ms"] if run.step_ms else []
     more += ["HTTP, real model"] if run.input == "http" else []
     payload = f"{run.payload_bytes / 1e6:.1f} MB" if run.payload_bytes else "text"
@@ -100,7 +102,8 @@ def _pair(values: tuple[float, float]) -> str:
     return f"{number(values[0])} / {number(values[1])}"
 
 
-def _stalls(run: Run, _: Run) -> str:
+def stalls(run: Run, _: Run) -> str:
+    """Stall of entry and follower, medians in ms, and in brackets their CPU time."""
     entry, follower = run.stall_ms.entry, run.stall_ms.follower
     if entry is None or follower is None:
         return "failed"

@@ -27,6 +27,8 @@ from coatcheck.bench.summary import (
 )
 from coatcheck.ranks import trace
 
+WARM = 16  # requests at most, of each strategy before the first round
+
 Open = Callable[[Path, bool], AbstractAsyncContextManager[Driver]]
 """Starts an engine that writes traces to a directory, and verifies inputs or not."""
 
@@ -54,8 +56,9 @@ async def measure(config: BenchConfig, start: Open, progress: Progress) -> Repor
     with _directory() as directory:
         async with start(directory, False) as driver:
             for strategy in config.strategies:
-                progress.phase(f"warming up: {strategy}", config.concurrency)
-                await run_round(driver, strategy, -1, config.concurrency, config.concurrency, progress.done)
+                warm = min(config.concurrency, WARM)
+                progress.phase(f"warming up: {strategy}", warm)
+                await run_round(driver, strategy, -1, warm, warm, progress.done)
             raw: dict[str, list[RawRound]] = {strategy: [] for strategy in config.strategies}
             for number in range(1, config.rounds + 1):
                 for strategy in rotated(config.strategies, number):

@@ -1,0 +1,63 @@
+"""The measurements of docs/handles.md: ``python -m benchmarks.handles measure DIR``, then ``... write DIR``.
+
+``measure`` runs ``coatcheck bench engine`` for every case whose file is missing in DIR, one after the other, with all
+strategies (most of an hour on two cores; nothing else should run meanwhile). ``write`` makes the page's tables and its
+plot from the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.handles_report import write
+from benchmarks.schemes import NULL, Case, measure
+
+WORKLOADS = {  # name: options; tokens of a text as long; requests of a round at 16 and at 100 at once
+    "image": (("--image", "1024x1024"), 1387, ("64", "100")),
+    "images": (("--image", "1024x1024", "--images-per-request", "4"), 5500, ("32", "100")),
+    "video": (("--video", "made"), 2228, ("48", "100")),
+}
+HANDLES = ("--strategies", "handle-inline,handle-background,auto")
+
+
+def cases() -> Iterator[Case]:
+    """Short ones first: handles alone, wide and compact, against text as long; then all strategies."""
+    small = ("--image", "224x224")
+    for tp in (2, 4):
+        base = (*NULL, "--tp", str(tp), "--requests", "64", "--rounds", "5")
+        for name, tokens in (("small", 82), ("image", 1387), ("images", 5500)):
+            text = ("--strategies", "handle-background", "--images-per-request", "0", "--text-tokens", str(tokens))
+            image = small if name == "small" else WORKLOADS[name][0]
+            yield Case(f"{name}-text-tp{tp}", (*base, *text))
+            yield Case(f"{name}-wide-tp{tp}", (*base, *HANDLES, *image, "--pixels", "float32"))
+        yield Case(f"small-compact-tp{tp}", (*base, *HANDLES, *small))
+    step = (*NULL, "--step-ms", "20", "--rounds", "3", "--strategies", "all")
+    yield Case("image-step20", (*step, *WORKLOADS["image"][0]))
+    yield Case("image-text-step20", (*step, "--images-per-request", "0", "--text-tokens", "1387"))
+    for concurrency in (16, 100):
+        for name, (options, _, requests) in WORKLOADS.items():
+            for tp in (2, 4):
+                rounds = "3" if concurrency == 16 else "1" if name == "images" else "2"
+                more = ("--tp", str(tp), "--concurrency", str(concurrency), "--rounds", rounds)
+                count = ("--requests", requests[concurrency == 100])
+                yield Case(f"{name}-tp{tp}-c{concurrency}", (*NULL, "--strategies", "all", *options, *more, *count))
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("action", choices=("measure", "write"))
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    args = parser.parse_args()
+    if args.action == "measure":
+        return measure((case for case in cases() if args.only in case.name), args.directory)
+    write(args.directory)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Tables and plot of docs/handles.md from the files that ``benchmarks.handles measure`` wrote."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from benchmarks.schemes_report import BASE, ROOT, case, read, replaced, stalls
+from coatcheck.bench.plots import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, styled, svg
+from coatcheck.bench.result import Report, Run, StallQuantiles
+from coatcheck.bench.rows import number, spread
+
+DOCUMENT = ROOT / "docs/handles.md"
+PLOT = ROOT / "docs/analysis/handles.svg"
+COLOURS = {
+    "object-inline": VERMILLION,
+    "object-background": ORANGE,
+    "dict-inline": BLUE,
+    "dict-background": SKY,
+    "handle-inline": GREEN,
+    "handle-background": GREY,
+    "auto": BLACK,
+}
+WORKLOADS = {"small": "224x224, 1.2 MB", "image": "1024x1024, 25.8 MB", "images": "4 of 1024x1024, 103 MB"}
+
+
+def write(directory: Path) -> None:
+    """Replaces the tables between the markers in docs/handles.md, and draws the plot."""
+    reports = read(directory)
+    DOCUMENT.write_text(with_tables(DOCUMENT.read_text(), reports))
+    PLOT.write_text(svg(stall(all_strategies(reports)), "handles") + "\n")
+
+
+def with_tables(text: str, reports: dict[str, Report]) -> str:
+    """The document with its tables made anew."""
+    whole = list(all_strategies(reports).values())
+    made = {
+        "throughput": _compared(whole, lambda run, base: f"{spread(run.qps, run.qps_interval)} ({_times(run, base)})"),
+        "stall": _compared(whole, stalls),
+        "size": _by_size(reports),
+        "steps": _steps(reports),
+    }
+    for name, table in made.items():
+        text = replaced(text, name, table, "handles")
+    return text
+
+
+def all_strategies(reports: dict[str, Report]) -> dict[str, Report]:
+    """The cases in which all strategies are compared, small ones first."""
+    named = {name: report for name, report in reports.items() if re.fullmatch(r"\w+-tp\d-c\d+", name)}
+    return dict(sorted(named.items(), key=lambda pair: _order(pair[1].runs[0])))
+
+
+def _order(run: Run) -> tuple[float, ...]:
+    return run.payload_bytes, run.tp, run.concurrency
+
+
+def _times(run: Run, base: Run) -> str:
+    return f"{run.qps / base.qps:.2f} x"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(head)]
+    lines += [["---:"] * len(lines[0]), *map(list, rows)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _compared(reports: list[Report], figure: Callable[[Run, Run], str]) -> str:
+    rows = []
+    for report in reports:
+        base = next(run for run in report.runs if run.strategy == BASE)
+        rows.append([*case(base), *(figure(run, base) for run in report.runs)])
+    columns = [run.strategy for run in reports[0].runs] if reports else []
+    return _table(["payload", "ranks", "at once", "", *columns], rows)
+
+
+def _cpu(of: StallQuantiles | None) -> float:
+    return of.cpu_p50 if of is not None else float("nan")
+
+
+def _by_size(reports: dict[str, Report]) -> str:
+    """CPU time of the scheduler's thread, entry / follower, wide payloads by handle, and text as long."""
+    rows = []
+    for tp in sorted({report.runs[0].tp for report in reports.values()}):
+        for name, size in WORKLOADS.items():
+            runs = [*reports[f"{name}-text-tp{tp}"].runs, *reports[f"{name}-wide-tp{tp}"].runs]
+            figures = [f"{number(_cpu(run.stall_ms.entry))} / {number(_cpu(run.stall_ms.follower))}" for run in runs]
+            rows.append([size, str(tp), str(runs[-1].prompt_tokens), *figures])
+    return _table(["payload", "ranks", "tokens", "text as long", "handle-inline", "handle-background", "auto"], rows)
+
+
+def _steps(reports: dict[str, Report]) -> str:
+    """Between tokens, p50 / p99 in ms, under steps of 20 ms."""
+    image, text = reports["image-step20"].runs, reports["image-text-step20"].runs
+    rows = []
+    for with_images, without in zip(image, text, strict=True):
+        assert with_images.itl_ms is not None
+        assert without.itl_ms is not None
+        pairs = [f"{number(run.p50)} / {number(run.p99)}" for run in (with_images.itl_ms, without.itl_ms)]
+        rows.append([with_images.strategy, *pairs, f"{with_images.itl_ms.p99 / without.itl_ms.p99:.2f}"])
+    return _table(["strategy", "images of 25.8 MB arrive", "text as long arrives", "ratio of the p99"], rows)
+
+
+@styled
+def stall(reports: dict[str, Report]) -> Figure:
+    """Median stall of the entry rank by strategy, a panel for each workload at 16 at once."""
+    few = [report for report in reports.values() if report.runs[0].concurrency == 16]
+    figure = Figure(figsize=(9, 4.2))
+    figure.suptitle("Handles take the stall away, whatever the payload", x=0.01, ha="left")
+    panels = figure.subplots(1, len(few), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, report in zip(panels, few, strict=True):
+        names = [run.strategy for run in report.runs]
+        values = [run.stall_ms.entry.p50 if run.stall_ms.entry else 0.0 for run in report.runs]
+        bars = axes.barh(names, values, color=[COLOURS[name] for name in names])
+        axes.bar_label(bars, [number(value) for value in values], padding=3, fontsize=8)
+        axes.set_xscale("log")
+        axes.set_xlim(0.01, 2000)
+        run = report.runs[0]
+        axes.set_title(f"{run.payload_bytes / 1e6:.0f} MB, {run.tp} ranks", fontsize=9)
+    panels[0].invert_yaxis()
+    figure.supxlabel("stall of the entry rank's scheduler per request, ms, median, 16 requests at once", fontsize=9)
+    return figure
