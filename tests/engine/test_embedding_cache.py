@@ -114,7 +114,7 @@ def test_a_fault_on_one_rank_poisons_nobody(shared: tuple[Engine, Counts], workl
     seed = 10 + rank
     expected = workload.generate(picture(workload, seed=seed))
     failed, *after = [ask(engine, picture(workload, label, seed=seed))[0] for label in (f"fault=encode@{rank}", "", "")]
-    assert "encoding image 0" in (failed.rejected or "")
+    assert "encoding item 0" in (failed.rejected or "")
     assert [result.tokens for result in after] == [expected] * 2
     counts.expect(images=3, hits=1, items=1)
     labels = (f"fault=encode@{rank}", "", "", "")  # at once, with the same new picture
