@@ -15,7 +15,7 @@ from PIL import Image
 from coatcheck.bench import clip
 from coatcheck.bench.config import BenchConfig
 from coatcheck.bench.http import _options
-from coatcheck.bench.workload import TensorWorkload, http_bodies
+from coatcheck.bench.workload import TensorWorkload, fresh, http_bodies
 from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
 from coatcheck.errors import ConfigError
 from coatcheck.frontend import videos
@@ -103,9 +103,28 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> BenchConfig:
     return config(video=str(path), images_per_request=0)
 
 
+@pytest.mark.parametrize("media", ["image", "mp4", "webm"])
+def test_a_number_makes_new_content_of_the_same_pixels(tmp_path: Path, media: str) -> None:
+    asked, video = config(requests=3, images_per_request=2), b""
+    if media != "image":
+        video = clips.clip(24, (96, 64), media, picture=clips.noise(96, 64))
+        (tmp_path / "film").write_bytes(video)
+        asked = config(requests=3, video=str(tmp_path / "film"), images_per_request=0)
+    processor = Processor(FrontendConfig(model_dir=DEFAULT_MODEL, model_name="bench"))
+    for body in http_bodies(asked, video):  # images of several lengths
+        digests, payloads = set(), set()
+        for number in (0, 1, 2**40):
+            frames: list[memoryview] = []
+            made = processor.process(Job(1, "uint8"), fresh(body, number), beside(frames))
+            digests |= {item.digest for item in made.items}
+            payloads.add(tuple(map(bytes, frames)))
+        assert len(digests) == 3 * len(made.items)
+        assert len(payloads) == 1
+
+
 def test_a_video_is_the_front_end_s_own(made: BenchConfig) -> None:
     workload = TensorWorkload(made)
-    bodies = http_bodies(made, workload.clip)
+    bodies = [fresh(body, number) for number, body in enumerate(http_bodies(made, workload.clip))]
     processor = Processor(FrontendConfig(model_dir=DEFAULT_MODEL, model_name="bench"))
     digests = set()
     for strategy in ("handle-inline", "dict-inline"):

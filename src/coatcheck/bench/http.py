@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import psutil
 from coatcheck.bench.config import BenchConfig
 from coatcheck.bench.driver import Heard
 from coatcheck.bench.server import ServerProcess
-from coatcheck.bench.workload import MODEL_NAME, TensorWorkload
+from coatcheck.bench.workload import MODEL_NAME, TensorWorkload, fresh
 
 REQUEST_S = 300.0  # of a closed loop: includes waiting for all that are under way
 
@@ -30,6 +31,8 @@ class HttpDriver:
         """``workload``: tells the payloads' sizes."""
         self._bodies = bodies
         self._workload = workload
+        self._verify = verify
+        self._numbers = itertools.count(len(bodies))
         self._prompt_tokens = 0
         self._server = ServerProcess(*_options(config, max(map(len, bodies)), trace, verify))
 
@@ -59,7 +62,9 @@ class HttpDriver:
         """See :class:`coatcheck.bench.driver.Driver`."""
         heard = Heard(sent=time.monotonic())
         headers = {"Content-Type": "application/json", "X-Coatcheck-Strategy": strategy}
-        asked = self._client.stream("POST", "/chat/completions", content=self._bodies[index], headers=headers)
+        # Verified under every strategy: the same content. Measured: content that no strategy has left in the arena.
+        body = fresh(self._bodies[index], index if self._verify else next(self._numbers))
+        asked = self._client.stream("POST", "/chat/completions", content=body, headers=headers)
         try:
             async with asyncio.timeout(REQUEST_S), asked as answer:
                 if answer.status_code != 200:

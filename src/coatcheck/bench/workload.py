@@ -30,6 +30,7 @@ from coatcheck.wire import Buffer, nbytes
 
 SHIFT = 7  # patches by which one request's payload lies after its predecessor's: more than a page in either form
 QUESTION = "Describe the image."  # of a video too: the default model knows no other
+MARK = b"coatcheck"  # see fresh(); 9 bytes are 12 characters of base64
 MODEL_NAME = "bench"  # as the server under measurement is told to call it
 
 
@@ -142,18 +143,33 @@ def _film(config: BenchConfig, data: bytes) -> tuple[Geometry, NDArray[np.uint8]
 
 
 def http_bodies(config: BenchConfig, video: bytes) -> list[bytes]:
-    """The requests' bodies for the OpenAI API, streaming.
+    """The requests' bodies for the OpenAI API, streaming, to be sent through :func:`fresh`.
 
-    Each has pictures of its own: smooth noise, as JPEG. Or it has ``video``, marked so that no two are equal bytes.
+    Each has pictures of its own: smooth noise, as JPEG. Or it has ``video``.
     """
     return [_body(config, video, index) for index in range(config.requests)]
 
 
-def _marked(video: bytes, index: int) -> bytes:
-    """A video with a number behind it that players skip: a Void element (WebM) or a free box (MP4)."""
-    if video.startswith(b"\x1a\x45\xdf\xa3"):
-        return video + struct.pack(">BBQ", 0xEC, 0x88, index)
-    return video + struct.pack(">I4sQ", 16, b"free", index)
+def fresh(body: bytes, number: int) -> bytes:
+    """The request with this number behind each image and video, where decoders do not look.
+
+    So that its content is new to the server: what it has stored it would neither decode nor write again.
+    """
+    return body.replace(base64.b64encode(MARK), base64.b64encode(number.to_bytes(len(MARK))))
+
+
+def _marked(data: bytes) -> bytes:
+    """With MARK behind it, which decoders skip: in a Void element (WebM), in a free box (MP4), or just so (JPEG).
+
+    At a multiple of 3, so that it can be told in base64.
+    """
+    if data.startswith(b"\x1a\x45\xdf\xa3"):
+        pad = bytes(-(len(data) + 2) % 3)
+        return data + struct.pack(">BB", 0xEC, 0x80 + len(pad) + len(MARK)) + pad + MARK
+    if data[4:8] == b"ftyp":
+        pad = bytes(-(len(data) + 8) % 3)
+        return data + struct.pack(">I4s", 8 + len(pad) + len(MARK), b"free") + pad + MARK
+    return data + bytes(-len(data) % 3) + MARK
 
 
 def _body(config: BenchConfig, video: bytes, index: int) -> bytes:
@@ -163,10 +179,10 @@ def _body(config: BenchConfig, video: bytes, index: int) -> bytes:
         buffer = io.BytesIO()
         coarse = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
         coarse.resize(config.size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
-        url = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+        url = "data:image/jpeg;base64," + base64.b64encode(_marked(buffer.getvalue())).decode()
         content.append({"type": "image_url", "image_url": {"url": url}})
     if config.video:
-        url = "data:video/mp4;base64," + base64.b64encode(_marked(video, index)).decode()
+        url = "data:video/mp4;base64," + base64.b64encode(_marked(video)).decode()
         content.append({"type": "video_url", "video_url": {"url": url}})
     content.append({"type": "text", "text": QUESTION})
     return json.dumps(
