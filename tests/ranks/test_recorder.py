@@ -43,10 +43,12 @@ def test_the_stall_of_a_request_is_the_sum_of_its_phases() -> None:
     recorder.received(one, Spent(0, 1, 0.5))
     recorder.broadcast([one], Spent(1, 2, 0.25))
     recorder.delivered(one, strategy_named("dict-inline"), Spent(3, 4, 3), Spent(3, 3.5, 3), 0)
-    assert value(recorder, "stall_seconds_sum", strategy="dict-inline") is None, "not whole before it is admitted"
     recorder.admitted("one", "dict-inline", 7, Spent(9, 8, 4))
-    assert value(recorder, "stall_seconds_sum", strategy="dict-inline") == 15
-    assert value(recorder, "stall_cpu_seconds_sum", strategy="dict-inline") == 7.75
+    recorder.returned("one", Spent(20, 16, 8))
+    assert value(recorder, "stall_seconds_sum", strategy="dict-inline") is None, "not whole before it ends"
+    recorder.ended("one")
+    assert value(recorder, "stall_seconds_sum", strategy="dict-inline") == 31
+    assert value(recorder, "stall_cpu_seconds_sum", strategy="dict-inline") == 15.75
     assert value(recorder, "materialize_seconds_sum", strategy="dict-inline") == 3.5
     assert value(recorder, "admission_wait_seconds_sum", strategy="dict-inline") == 7
     recorder.ended("one")
@@ -78,6 +80,7 @@ def test_work_in_the_lane_is_no_stall() -> None:
     one = arrived("one", 10, "object-background")
     recorder.delivered(one, strategy_named("object-background"), Spent(0, 5, 1), Spent(0, 2, 1), 4711)
     recorder.admitted("one", "object-background", 0, Spent(9, 1, 1))
+    recorder.ended("one")
     assert value(recorder, "stall_seconds_sum", strategy="object-background") == 1
     assert value(recorder, "broadcast_seconds_sum", carrier="object", collective="exchange") == 3
     assert value(recorder, "broadcast_bytes_sum", carrier="object", collective="exchange") == 4711
@@ -114,6 +117,7 @@ def test_a_trace_keeps_every_span(tmp_path: Path) -> None:
     recorder.broadcast([one], Spent(1, 0.002, 0.001))
     recorder.delivered(one, strategy_named("dict-inline"), Spent(3, 4, 3), Spent(3, 3.5, 3), 0)
     recorder.admitted("one", "dict-inline", 7, Spent(9, 8, 4))
+    recorder.returned("one", Spent(20, 16, 8))
     written.close()
     spans = trace.read(tmp_path, 1)
     assert [(span.phase, span.thread) for span in spans] == [
@@ -121,6 +125,7 @@ def test_a_trace_keeps_every_span(tmp_path: Path) -> None:
         ("deliver", "scheduler"),
         ("materialize", "scheduler"),
         ("admit", "scheduler"),
+        ("return", "scheduler"),
     ]
     assert spans[0] == trace.Span("one", "dict-inline", "broadcast", "scheduler", 1, 2.0, 1.0, 400)
 

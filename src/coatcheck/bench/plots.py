@@ -22,7 +22,7 @@ from coatcheck.bench.rows import failed_wholly, labels
 ORANGE, SKY, BLUE, VERMILLION, GREEN, BLACK, GREY = (
     *("#E69F00", "#56B4E9", "#0072B2", "#D55E00", "#009E73", "#000000", "#999999"),
 )
-PHASES = {"receive": GREEN, "broadcast": ORANGE, "deliver": BLUE, "admit": BLACK}
+PHASES = {"receive": GREEN, "broadcast": ORANGE, "deliver": BLUE, "admit": BLACK, "return": SKY}
 WIDTH_IN = 9.0
 LEAST_MS = 0.001  # where a logarithmic axis draws what is below it
 TIMELINE_S = 2.0

@@ -17,7 +17,7 @@ class Stall(msgspec.Struct, frozen=True):
 
     rank: int
     index: int  # of the request in the workload
-    phase: str  # receive, broadcast, deliver or admit
+    phase: str  # receive, broadcast, deliver, admit or return
     start: float  # since the round's start
     wall_ms: float
     cpu_ms: float  # of this thread

@@ -19,7 +19,7 @@ from coatcheck.bench.result import (
 from coatcheck.bench.rounds import RawRound
 from coatcheck.ranks.trace import Span
 
-STALLS = ("receive", "broadcast", "deliver", "admit")  # on the scheduler's thread: these do not overlap
+STALLS = ("receive", "broadcast", "deliver", "admit", "return")  # on the scheduler's thread: these do not overlap
 BROADCASTS = ("broadcast", "exchange")  # on either thread
 
 Traces = Sequence[Mapping[str, list[Span]]]  # by rank: spans by request

@@ -117,8 +117,8 @@ class Rank:
         for request in plan.ended:
             self._parked.drop(request)
             self._runner.release(request)
-            self._recorder.ended(request)
             self._drop(request)
+            self._recorder.ended(request)
         self._runner.evict(plan.evicted)
         for admit in plan.admits:
             self._admit(admit)
@@ -127,7 +127,7 @@ class Rank:
             for part in plan.work:
                 if part.token is None and part.sample:  # the prefill is done, and with it every use of the pixels
                     handles, _ = self._held.pop(part.request, ([], Timing.INLINE))
-                    self._give_back(part.request, handles, self._inline)
+                    self._give_back_here(part.request, handles)
 
     def _arrive(self, arrived: Arrived, frames: Sequence[Buffer]) -> None:
         """Materializes here, or has the lane do it."""
@@ -198,20 +198,24 @@ class Rank:
         """The request has ended before its prefill did. The lane may be reading for it: then it gives back, later."""
         handles, timing = self._held.pop(request, ([], Timing.INLINE))
         if timing is Timing.INLINE:
-            self._give_back(request, handles, self._inline)
+            self._give_back_here(request, handles)
         else:  # behind the request's own job, which runs, has run or is skipped
             self._lane.submit(
                 Job(request, False, lambda: True, lambda: self._give_back(request, handles, self._background))
             )
 
+    def _give_back_here(self, request: str, handles: Sequence[Handle]) -> None:
+        if handles:
+            watch = Stopwatch()
+            self._give_back(request, handles, self._inline)
+            self._recorder.returned(request, watch.stop())
+
     def _give_back(self, request: str, handles: Sequence[Handle], delivery: Delivery) -> None:
         """This rank never reads what these handles point at again."""
-        if not handles:
-            return
-        assert self._reader is not None
         for handle in handles:
             try:
-                self._reader.check(handle)
+                if self._reader is not None:
+                    self._reader.check(handle)
             except ArenaError as error:  # if the request was not rejected for it at first, a defect of the owner
                 log.error("rank %d: request %s has ended with a bad handle: %s", self._rank, request, error)
         delivery.give_back(Returned(request, self._rank))

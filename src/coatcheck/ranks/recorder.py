@@ -59,7 +59,7 @@ class Recorder:
     def __init__(self, trace: Trace | None = None) -> None:
         self.registry = CollectorRegistry()
         self._trace = trace
-        self._accounts: dict[str, _Account] = {}  # of requests neither admitted nor ended
+        self._accounts: dict[str, _Account] = {}  # of requests that have not ended
         self._stall = self._histogram("stall_seconds", "Scheduler's thread, by request: wall", ["strategy"])
         self._stall_cpu = self._histogram("stall_cpu_seconds", "Scheduler's thread, by request: CPU", ["strategy"])
         by_carrier = ["carrier", "collective"]
@@ -109,11 +109,20 @@ class Recorder:
         self._wait.labels(strategy).observe(waited_s)
         self._account(request, strategy, spent)
         self._span(request, strategy, "admit", "scheduler", spent)
-        self._close(request)
+
+    def returned(self, request: str, spent: Spent) -> None:
+        """The request's handles were given back."""
+        account = self._accounts.get(request)
+        if account is not None:
+            self._account(request, account.strategy, spent)
+            self._span(request, account.strategy, "return", "scheduler", spent)
 
     def ended(self, request: str) -> None:
-        """The request has ended, before it was admitted or (nothing happens then) after."""
-        self._close(request)
+        """The request has ended: its stall is whole. Twice or unheard of: nothing happens."""
+        account = self._accounts.pop(request, None)
+        if account is not None:
+            self._stall.labels(account.strategy).observe(account.wall)
+            self._stall_cpu.labels(account.strategy).observe(account.cpu)
 
     def verified(self, request: str, digest: str) -> None:
         """The entry rank knows that all ranks consumed the same inputs."""
@@ -159,12 +168,6 @@ class Recorder:
         account.strategy = strategy  # received as auto, it is known by what was chosen
         account.wall += spent.wall
         account.cpu += spent.cpu
-
-    def _close(self, request: str) -> None:
-        account = self._accounts.pop(request, None)
-        if account is not None:
-            self._stall.labels(account.strategy).observe(account.wall)
-            self._stall_cpu.labels(account.strategy).observe(account.cpu)
 
     def _broadcasted(self, arrived: Arrived, collective: str, spent: Spent, size: int) -> None:
         carrier = carrier_named(arrived.strategy)

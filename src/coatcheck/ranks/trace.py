@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-Phase = Literal["receive", "broadcast", "deliver", "materialize", "exchange", "admit", "verify"]
+Phase = Literal["receive", "broadcast", "deliver", "materialize", "exchange", "admit", "return", "verify"]
 Thread = Literal["scheduler", "lane"]
 
 
