@@ -31,7 +31,7 @@ def measure(times: int) -> None:
     model = load(DEFAULT_MODEL, torch.float32, device, group.rank, group.size, group.all_reduce)
     vision = model.config.vision_config
     width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    positions = ModelPositions(model.model)
+    positions = ModelPositions(model.config)
     image, video = model.config.image_token_id, model.config.video_token_id
     table = PixelTable.of(image_processor(DEFAULT_MODEL))
     materialize = Materialize(positions, image, video, vision.spatial_merge_size, width, table=table)

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import AutoConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
@@ -31,7 +33,7 @@ def test_positions_of_videos_and_images_mixed(model: Any) -> None:
         items.append(item(len(ids), grid, seconds))
         ids += [511 if seconds else 510] * items[-1].count + [9, 9]
         kinds += [2 if seconds else 1] * items[-1].count + [0, 0]
-    positions, delta = ModelPositions(model)(torch.tensor(ids), items)
+    positions, delta = ModelPositions(model.config)(torch.tensor(ids), items)
     expected, expected_delta = model.get_rope_index(
         torch.tensor([ids]),
         torch.tensor([kinds], dtype=torch.int32),
@@ -46,5 +48,30 @@ def test_positions_of_videos_and_images_mixed(model: Any) -> None:
 
 
 def test_text_alone_counts_up(model: Any) -> None:
-    positions, delta = ModelPositions(model)(torch.arange(7), [])
+    positions, delta = ModelPositions(model.config)(torch.arange(7), [])
     assert (positions.tolist(), delta) == ([list(range(7))] * 3, 0)
+
+
+GRIDS = st.tuples(st.integers(1, 6), st.integers(1, 8).map(lambda n: 2 * n), st.integers(1, 8).map(lambda n: 2 * n))
+PARTS = st.lists(st.tuples(GRIDS, st.none() | st.floats(0.0625, 40, width=32), st.integers(1, 9)), min_size=1, max_size=5)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(parts=PARTS, before=st.integers(0, 5))
+def test_any_prompt_has_the_model_s_own_positions(model: Any, parts: list[Any], before: int) -> None:
+    ids, items, kinds = [1] * before, list[Item](), [0] * before
+    for (t, h, w), seconds, text in parts:
+        grid = (t if seconds else 1, h, w)
+        items.append(item(len(ids), grid, seconds))
+        ids += [511 if seconds else 510] * items[-1].count + [9] * text
+        kinds += [2 if seconds else 1] * items[-1].count + [0] * text
+    positions, delta = ModelPositions(model.config)(torch.tensor(ids), items)
+    expected, expected_delta = model.get_rope_index(
+        torch.tensor([ids]),
+        torch.tensor([kinds], dtype=torch.int32),
+        image_grid_thw=torch.tensor([item.grid for item in items if item.seconds is None]),
+        video_grid_thw=torch.tensor([item.grid for item in items if item.seconds is not None]),
+        second_per_grid_ts=torch.tensor([item.seconds for item in items if item.seconds is not None]),
+    )
+    assert torch.equal(positions, expected[:, 0])
+    assert delta == int(expected_delta)

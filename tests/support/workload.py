@@ -87,7 +87,7 @@ class Workload:
     def digest(self, request: Request) -> str:
         """Of the inputs that every rank must consume."""
         materialize = Materialize(
-            ModelPositions(self.reference.model),
+            ModelPositions(self.config),
             self.config.image_token_id,
             self.config.video_token_id,
             self._merge,

@@ -96,7 +96,7 @@ def _serve(
     model = load(engine.model, dtype, device, group.rank, group.size, group.all_reduce)
     text, vision = model.config.text_config, model.config.vision_config
     own = Materialize(
-        positions=ModelPositions(model.model),
+        positions=ModelPositions(model.config),
         image=model.config.image_token_id,
         video=model.config.video_token_id,
         merge=vision.spatial_merge_size,
