@@ -51,9 +51,9 @@ def test_items_describe_their_payloads(server: RunningServer, client: openai.Ope
     for item, frame, colour in zip(arrived.items, frames, ("red", "blue"), strict=True):
         t, h, w = item.grid
         assert item.count == t * h * w // 4
-        pixels = np.frombuffer(frame, np.float32).reshape(item.pixels.shape)
-        assert pixels.shape == (t * h * w, 1176)
-        means = pixels.reshape(-1, 3, 392).mean(axis=(0, 2))  # a patch is channels first
+        pixels = np.frombuffer(frame, item.pixels.dtype).reshape(item.pixels.shape)
+        assert pixels.shape == (t * h * w, 588)
+        means = pixels.reshape(-1, 3, 196).mean(axis=(0, 2))  # a patch is channels first
         assert int(means.argmax()) == {"red": 0, "blue": 2}[colour]
 
 

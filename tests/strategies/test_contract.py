@@ -225,7 +225,7 @@ def test_every_block_comes_back_however_requests_end(engine: Engine, workload: W
 
 def test_blocks_come_back_when_the_prefill_is_done_not_at_the_end(engine: Engine, workload: Workload) -> None:
     for name in [name for name in STRATEGIES if name.startswith("handle")]:
-        request = workload.request(fresh("long"), name, [(8, 8)], sampling=Sampling(400))
+        request = workload.request(fresh("long"), name, [(8, 8)], sampling=Sampling(100))
         engine.submit(request.arrived, request.frames)
         deadline = time.monotonic() + 20
         while engine.arena.statistics().in_use:
