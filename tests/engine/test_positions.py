@@ -53,7 +53,9 @@ def test_text_alone_counts_up(model: Any) -> None:
 
 
 GRIDS = st.tuples(st.integers(1, 6), st.integers(1, 8).map(lambda n: 2 * n), st.integers(1, 8).map(lambda n: 2 * n))
-PARTS = st.lists(st.tuples(GRIDS, st.none() | st.floats(0.0625, 40, width=32), st.integers(1, 9)), min_size=1, max_size=5)
+PARTS = st.lists(
+    st.tuples(GRIDS, st.none() | st.floats(0.0625, 40, width=32), st.integers(1, 9)), min_size=1, max_size=5
+)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
