@@ -40,7 +40,7 @@ def cases() -> Iterator[Case]:
     for concurrency in (16, 100):
         for name, (options, _, requests) in WORKLOADS.items():
             for tp in (2, 4):
-                rounds = "3" if concurrency == 16 else "1" if name == "images" else "2"
+                rounds = "2" if concurrency == 16 else "1"
                 more = ("--tp", str(tp), "--concurrency", str(concurrency), "--rounds", rounds)
                 count = ("--requests", requests[concurrency == 100])
                 yield Case(f"{name}-tp{tp}-c{concurrency}", (*NULL, "--strategies", "all", *options, *more, *count))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -22,14 +23,23 @@ def model() -> Any:
         return Qwen2_5_VLModel(AutoConfig.from_pretrained(DEFAULT_MODEL))
 
 
+@pytest.fixture(scope="module")
+def fractions(model: Any) -> bool:
+    """Does this version of transformers take parts of a second? 5.17 cuts them off, Qwen's own code does not."""
+    ids, kinds = torch.full((1, 2), 511), torch.full((1, 2), 2)
+    more = {"video_grid_thw": torch.tensor([[2, 2, 2]]), "second_per_grid_ts": torch.tensor([1.5])}
+    return bool(model.get_rope_index(ids, kinds, **more)[0][0, 0, 1] == 3)
+
+
 def item(start: int, grid: tuple[int, int, int], seconds: float | None) -> Item:
     patches = grid[0] * grid[1] * grid[2]
     return Item(Tensor(0, (patches, 1176), "float32"), grid, start, patches // 4, seconds=seconds)
 
 
-def test_positions_of_videos_and_images_mixed(model: Any) -> None:
+def test_positions_of_videos_and_images_mixed(model: Any, fractions: bool) -> None:
     ids, items, kinds = [1, 2, 3], list[Item](), [0, 0, 0]
-    for grid, seconds in (((3, 4, 6), 1.5), ((1, 8, 4), None), ((5, 2, 2), 0.4), ((1, 2, 2), 7.0)):
+    first, third = (1.5, 0.4) if fractions else (2.0, 1.0)
+    for grid, seconds in (((3, 4, 6), first), ((1, 8, 4), None), ((5, 2, 2), third), ((1, 2, 2), 7.0)):
         items.append(item(len(ids), grid, seconds))
         ids += [511 if seconds else 510] * items[-1].count + [9, 9]
         kinds += [2 if seconds else 1] * items[-1].count + [0, 0]
@@ -39,11 +49,15 @@ def test_positions_of_videos_and_images_mixed(model: Any) -> None:
         torch.tensor([kinds], dtype=torch.int32),
         image_grid_thw=torch.tensor([[1, 8, 4]]),
         video_grid_thw=torch.tensor([[3, 4, 6], [5, 2, 2], [1, 2, 2]]),
-        second_per_grid_ts=torch.tensor([1.5, 0.4, 7.0]),
+        second_per_grid_ts=torch.tensor([first, third, 7.0]),
     )
     assert torch.equal(positions, expected[:, 0])
     assert delta == int(expected_delta)
+
+
+def test_a_video_s_positions_follow_its_time(model: Any) -> None:
     # Two tokens a second (tokens_per_second of the model): 1.5 s are three steps, of 2 x 3 tokens each.
+    positions, _ = ModelPositions(model.config)(torch.tensor([1, 2, 3, *[511] * 18]), [item(3, (3, 4, 6), 1.5)])
     assert positions[0, 3:21].tolist() == [3] * 6 + [6] * 6 + [9] * 6
 
 
@@ -60,9 +74,10 @@ PARTS = st.lists(
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(parts=PARTS, before=st.integers(0, 5))
-def test_any_prompt_has_the_model_s_own_positions(model: Any, parts: list[Any], before: int) -> None:
+def test_any_prompt_has_the_model_s_own_positions(model: Any, fractions: bool, parts: list[Any], before: int) -> None:
     ids, items, kinds = [1] * before, list[Item](), [0] * before
-    for (t, h, w), seconds, text in parts:
+    for (t, h, w), some, text in parts:
+        seconds = some if fractions or some is None else float(math.ceil(some))
         grid = (t if seconds else 1, h, w)
         items.append(item(len(ids), grid, seconds))
         ids += [511 if seconds else 510] * items[-1].count + [9] * text
