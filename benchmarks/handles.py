@@ -15,10 +15,10 @@ from pathlib import Path
 from benchmarks.handles_report import write
 from benchmarks.schemes import NULL, Case, measure
 
-WORKLOADS = {  # name: options; tokens of a text as long; requests of a round at 16 and at 100 at once
-    "image": (("--image", "1024x1024"), 1387, ("64", "100")),
-    "images": (("--image", "1024x1024", "--images-per-request", "4"), 5500, ("32", "100")),
-    "video": (("--video", "made"), 2228, ("48", "100")),
+WORKLOADS = {  # name: options; requests of a round at 16 and at 100 at once
+    "image": (("--image", "1024x1024"), ("64", "100")),
+    "images": (("--image", "1024x1024", "--images-per-request", "4", "--arena-mib", "2048"), ("32", "100")),
+    "video": (("--video", "made"), ("48", "100")),
 }
 HANDLES = ("--strategies", "handle-inline,handle-background,auto")
 
@@ -33,12 +33,11 @@ def cases() -> Iterator[Case]:
             image = small if name == "small" else WORKLOADS[name][0]
             yield Case(f"{name}-text-tp{tp}", (*base, *text))
             yield Case(f"{name}-wide-tp{tp}", (*base, *HANDLES, *image, "--pixels", "float32"))
-        yield Case(f"small-compact-tp{tp}", (*base, *HANDLES, *small))
     step = (*NULL, "--step-ms", "20", "--rounds", "3", "--strategies", "all")
     yield Case("image-step20", (*step, *WORKLOADS["image"][0]))
     yield Case("image-text-step20", (*step, "--images-per-request", "0", "--text-tokens", "1387"))
     for concurrency in (16, 100):
-        for name, (options, _, requests) in WORKLOADS.items():
+        for name, (options, requests) in WORKLOADS.items():
             for tp in (2, 4):
                 rounds = "2" if concurrency == 16 else "1"
                 more = ("--tp", str(tp), "--concurrency", str(concurrency), "--rounds", rounds)

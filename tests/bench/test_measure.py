@@ -51,7 +51,8 @@ def test_all_strategies_on_bare_ranks_consume_the_same(tmp_path: Path) -> None:
         assert set(run["samples"][0]["cpu_seconds"]) == {"rank0", "rank1"}
         phases = {stall["phase"] for stall in run["samples"][0]["stalls"]}
         assert phases >= {"receive", "admit"}
-        assert ("broadcast" in phases) == name.startswith(("object", "dict")), "a handle needs no second collective"
+        if name != "auto":  # which goes by what it measured
+            assert ("broadcast" in phases) == (not name.startswith("handle")), "a handle needs no second collective"
 
 
 @pytest.mark.parametrize("options", [("--input", "tensors", "--runner", "null"), ("--input", "http")])

@@ -60,10 +60,10 @@ class HttpDriver:
 
     async def ask(self, index: int, strategy: str) -> Heard:
         """See :class:`coatcheck.bench.driver.Driver`."""
-        heard = Heard(sent=time.monotonic())
         headers = {"Content-Type": "application/json", "X-Coatcheck-Strategy": strategy}
         # Verified under every strategy: the same content. Measured: content that no strategy has left in the arena.
         body = fresh(self._bodies[index], index if self._verify else next(self._numbers))
+        heard = Heard(sent=time.monotonic())
         asked = self._client.stream("POST", "/chat/completions", content=body, headers=headers)
         try:
             async with asyncio.timeout(REQUEST_S), asked as answer:

@@ -33,6 +33,7 @@ import torch
 import zmq
 
 from coatcheck.arena import Arena, ArenaReader
+from coatcheck.errors import CoatcheckError
 from coatcheck.messages import Arrived, Handle, Item, PixelForm, Plan, Ready, Report, Returned, Sampling, Tensor
 from coatcheck.ranks.auto import Line
 from coatcheck.ranks.lane import Job, Lane
@@ -191,7 +192,10 @@ class _Contender:
         start = time.perf_counter()
         job = Job("calibration", False, lambda: True, lambda: send(self._reports, Ready("calibration", self._rank)))
         lane.submit(job)
-        self._decode(self._reported.recv())
+        try:
+            self._decode(self._reported.recv())
+        except zmq.Again:
+            raise CoatcheckError(f"auto: the lane did not answer within {LANE_S:g} s at start") from None
         return time.perf_counter() - start
 
 

@@ -209,9 +209,10 @@ def _calibrate(config: RankConfig, group: Group, materialize: Materialize, avail
         return Auto(AutoRule())
     measured = calibrate.lead(channel, materialize, group.rank, handles)
     log.info("entry rank: %s", measured)
-    inside = measured.inside_bytes if config.auto_inside_bytes is None else config.auto_inside_bytes
-    rule = AutoRule(inside if handles else None, config.auto_timing, measured.handover_s)
-    return Auto(rule, measured.materialize)
+    inside = config.auto_inside_bytes
+    if handles and inside is None:
+        inside = measured.inside_bytes
+    return Auto(AutoRule(inside if handles else None, config.auto_timing, measured.handover_s), measured.materialize)
 
 
 def _follower(group: Group, context: zmq.Context[zmq.Socket[bytes]], channel: PlanChannel) -> FollowerRole:

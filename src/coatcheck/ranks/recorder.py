@@ -6,7 +6,8 @@
 * ``broadcast``: the plan's second collective, which carries payloads; shared by several requests, it is split among
   them by bytes;
 * ``deliver``: all that an inline strategy does, with any collective of its own;
-* ``admit``: handing the inputs to the runner.
+* ``admit``: handing the inputs to the runner;
+* ``return``: giving handles back, once the pixels are used.
 
 So the stalls of all requests add up to the scheduler's time lost to inputs. What the lane does is no stall; what it
 costs the scheduler through the interpreter lock shows in the time of steps and between tokens.
