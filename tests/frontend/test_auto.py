@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from PIL import Image
 
+from coatcheck.arena.allocator import PAGE
 from coatcheck.frontend.auto import rides_inside
 from coatcheck.messages import AutoRule, Handle, Tensor
 
@@ -30,12 +31,12 @@ def inside(server: RunningServer) -> Iterator[RunningServer]:
 
 
 def test_up_to_the_threshold_inside_above_it_by_handle_beyond_the_arena_inside() -> None:
-    assert rides_inside(100, 100, 1000)
-    assert not rides_inside(101, 100, 1000)
-    assert not rides_inside(1000, 100, 1000)
-    assert rides_inside(1001, 100, 1000)
-    assert rides_inside(500, None, 1000)
-    assert not rides_inside(1, 0, 1000)
+    assert rides_inside([60, 40], 100, 10 * PAGE)
+    assert not rides_inside([60, 41], 100, 10 * PAGE)
+    assert not rides_inside([4 * PAGE, 6 * PAGE], 100, 10 * PAGE)
+    assert rides_inside([4 * PAGE, 5 * PAGE + 1, 1], 100, 10 * PAGE), "payloads take whole pages"
+    assert rides_inside([500], None, 10 * PAGE)
+    assert not rides_inside([1], 0, 10 * PAGE)
 
 
 def test_a_small_payload_rides_and_the_sum_decides(inside: RunningServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import sys
@@ -164,8 +165,11 @@ def test_identity_is_of_the_encoded_bytes_and_how_they_are_processed(model_dir: 
 
 
 def test_text_needs_no_room(server: RunningServer) -> None:
+    arena = server.front_end.arena
+    assert arena is not None
+    before = arena.statistics().reservations
     assert ask(server, "handle-background").status_code == 200
-    assert statistics(server) == (0, 0, 0)
+    assert arena.statistics().reservations == before
 
 
 def test_blocks_come_back_from_a_rejected_request(server: RunningServer) -> None:
@@ -248,10 +252,10 @@ while 0 not in dict(poller.poll()):
 
 
 @asynccontextmanager
-async def pool(**options: Any) -> AsyncIterator[tuple[WorkerPool, Arena]]:
+async def pool(wait_s: float = 0.2, **options: Any) -> AsyncIterator[tuple[WorkerPool, Arena]]:
     config = FrontendConfig(model_dir=Path("unused"), model_name="m", **{"workers": 1, **options})
     with Arena(8 * PAGE) as arena:
-        made = WorkerPool(config, command=(sys.executable, "-c", SCRIPT), rooms=Rooms(arena, 0.2))
+        made = WorkerPool(config, command=(sys.executable, "-c", SCRIPT), rooms=Rooms(arena, wait_s))
         await made.start()
         try:
             yield made, arena
@@ -293,4 +297,35 @@ async def test_no_room_in_time_is_overload_and_the_worker_lives() -> None:
             await made.process(b"write", Payloads(holder="a"))
         arena.cancel(filled)
         await made.process(b"write", Payloads(holder="b"))
+        assert made.statistics().deaths == 0
+
+
+@pytest.mark.anyio
+async def test_a_client_that_leaves_the_line_holds_up_nobody() -> None:
+    async with pool(wait_s=30) as (made, arena):
+        filled = arena.reserve(7 * PAGE)  # one page is left; a job wants two
+        leaving = asyncio.create_task(made.process(b"write", Payloads(holder="a")))
+        await made.ready(30)
+        await asyncio.sleep(0.3)
+        leaving.cancel()
+        async with asyncio.timeout(5):  # its only worker is free again, long before the wait is over
+            with pytest.raises(asyncio.CancelledError):
+                await leaving
+            waiting = asyncio.create_task(made.process(b"write", Payloads(holder="b")))
+            await asyncio.sleep(0.1)
+            arena.cancel(filled)
+            await waiting
+        assert arena.statistics().in_use == 2 * PAGE
+        assert made.statistics().deaths == 0
+
+
+@pytest.mark.anyio
+async def test_waiting_for_room_is_no_time_of_the_worker_s() -> None:
+    async with pool(wait_s=30, job_timeout_s=0.5) as (made, arena):
+        filled = arena.reserve(8 * PAGE)
+        waiting = asyncio.create_task(made.process(b"write", Payloads(holder="a")))
+        await asyncio.sleep(1)
+        arena.cancel(filled)
+        async with asyncio.timeout(5):
+            await waiting
         assert made.statistics().deaths == 0

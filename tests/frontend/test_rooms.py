@@ -174,11 +174,43 @@ async def test_known_content_is_let_go_where_the_rest_has_no_room(arena: Arena) 
     await take(rooms, 8 * PAGE, request="b")
     with pytest.raises(Overloaded):
         await take(rooms, PAGE, 2 * PAGE, request="c", digests=(b"k" * 32, b""))
-    assert (arena.statistics().cached, arena.statistics().in_use, arena.statistics().hits) == (PAGE, 0, 0)
+    assert (arena.statistics().cached, arena.statistics().in_use) == (PAGE, 0)
     there, new = await take(rooms, PAGE, PAGE, request="c", digests=(b"k" * 32, b""))
     assert arena.statistics().in_use == PAGE
     rooms.cancel("c", [there, new])
     assert (arena.statistics().cached, arena.statistics().in_use) == (PAGE, 0)
+
+
+async def test_known_content_that_is_let_go_makes_room_for_who_waits(rooms: Rooms, arena: Arena) -> None:
+    await stored(rooms, "a", b"k" * 4 * PAGE, b"k" * 32)
+    arena.end("a")
+    taken = await take(rooms, PAGE, 4 * PAGE, request="b", digests=(b"", b"k" * 32))
+    waiting = asyncio.create_task(take(rooms, 8 * PAGE, request="c"))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    rooms.cancel("b", taken)
+    async with asyncio.timeout(1):
+        await waiting
+
+
+async def test_what_is_stored_is_no_part_of_what_can_never_fit(rooms: Rooms, arena: Arena) -> None:
+    await stored(rooms, "a", b"k" * 6 * PAGE, b"k" * 32)
+    assert len(await take(rooms, 6 * PAGE, 6 * PAGE, request="b", digests=(b"k" * 32, b"k" * 32))) == 2
+    with pytest.raises(BadRequest):  # 11 pages, if not in bytes
+        await take(rooms, 5 * PAGE + 1, 4 * PAGE + 1, request="c")
+
+
+async def test_a_hopeless_wait_evicts_nothing(rooms: Rooms, arena: Arena) -> None:
+    await stored(rooms, "a", b"k" * 3 * PAGE, b"k" * 32)
+    arena.end("a")
+    held = await take(rooms, 4 * PAGE, request="b")
+    waiting = asyncio.create_task(take(rooms, 7 * PAGE, request="c"))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    assert arena.holds(b"k" * 32)
+    assert arena.statistics().reservations == 2, "attempts were counted"
+    rooms.cancel("b", held)
+    await waiting
 
 
 async def test_what_is_cancelled_after_its_request_ended_is_let_go_once(rooms: Rooms, arena: Arena) -> None:

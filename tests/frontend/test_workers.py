@@ -17,6 +17,7 @@ import pytest
 from coatcheck.errors import BadRequest, Overloaded, WorkerFailed
 from coatcheck.frontend.config import FrontendConfig
 from coatcheck.frontend.workers import WorkerPool
+from tests.support.processes import runs
 
 pytestmark = pytest.mark.anyio
 
@@ -187,5 +188,5 @@ async def test_workers_die_with_their_parent() -> None:
     parent.kill()
     await parent.wait()
     async with asyncio.timeout(5):
-        while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):  # noqa: ASYNC110
+        while any(map(runs, pids)):  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -19,6 +19,7 @@ from coatcheck.messages import Sampling
 from coatcheck.ranks.config import RankConfig
 from coatcheck.ranks.settings import RankSettings
 from tests.support.engine import Engine
+from tests.support.processes import runs
 from tests.support.workload import Workload
 
 pytestmark = pytest.mark.timeout(120)
@@ -30,7 +31,7 @@ IDLE_S = 8.0
 def gone(pids: tuple[int, ...], timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        if not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
+        if not any(map(runs, pids)):
             return True
         time.sleep(0.05)
     return False

@@ -104,13 +104,13 @@ class Engine:
 
     def submit(self, arrived: Arrived, frames: Sequence[Buffer] = ()) -> None:
         self.results[arrived.request] = Result()
-        if frames and self._by_handle(arrived.strategy, sum(memoryview(frame).nbytes for frame in frames)):
+        if frames and self._by_handle(arrived.strategy, [memoryview(frame).nbytes for frame in frames]):
             arrived, frames = self.check_in(arrived, frames), ()
         self.tell(arrived, frames)
 
-    def _by_handle(self, strategy: str, payload: int) -> bool:
+    def _by_handle(self, strategy: str, payloads: list[int]) -> bool:
         if strategy == AUTO:
-            return not rides_inside(payload, self.ready.auto.inside_bytes, self.arena.capacity)
+            return not rides_inside(payloads, self.ready.auto.inside_bytes, self.arena.capacity)
         return carrier_named(strategy) in NEED_ARENA
 
     def check_in(self, arrived: Arrived, frames: Sequence[Buffer]) -> Arrived:

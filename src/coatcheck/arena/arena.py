@@ -65,7 +65,7 @@ class ArenaStatistics:
     fragmentation: float
     reservations: int  # granted since the start
     refusals: int  # not granted for want of room
-    hits: int  # payloads whose content was there already
+    hits: int  # times that a payload's content was found there already
 
 
 class Arena:
@@ -102,6 +102,11 @@ class Arena:
         """Bytes of the largest payload that fits an empty arena."""
         return self._allocator.size
 
+    @property
+    def available(self) -> int:
+        """Bytes that are free, or hold only what nobody needs now; how they lie is another matter."""
+        return self._allocator.free_bytes + self._bytes["cached"]
+
     def on_room(self, call: Callable[[], None]) -> None:
         """``call`` is called whenever blocks may have become free."""
         self._freed.append(call)
@@ -116,7 +121,7 @@ class Arena:
         if pages(max_bytes) > self._allocator.size:
             raise PayloadTooLarge(f"the payload has {max_bytes} bytes, the whole arena {self._allocator.size}")
         start = self._allocator.take(max_bytes)
-        while start is None and self._cached:
+        while start is None and self._cached and pages(max_bytes) <= self.available:
             self._free(next(iter(self._cached.values())))
             start = self._allocator.take(max_bytes)
         if start is None:
@@ -169,6 +174,10 @@ class Arena:
         self._memory.view[block.offset : block.offset + len(data)] = data
         return self.commit(request, block, len(data), digest)
 
+    def holds(self, digest: bytes) -> bool:
+        """Is that content there?"""
+        return digest in self._by_digest
+
     def find(self, request: str, digest: bytes) -> Block | None:
         """The block of that content, leased to ``request``; None if it is not there."""
         found = self._by_digest.get(digest)
@@ -191,11 +200,11 @@ class Arena:
         lease = self._leases.get(request)
         if lease is None or block not in lease.blocks:
             return
-        self._counts["hits"] -= 1
         lease.blocks.remove(block)
         self._change(block, leases=-1, wanted=0 if lease.ended else -1)
         if not lease.blocks:
             del self._leases[request]
+        self._room()
 
     def dispatch(self, request: str, readers: Iterable[int]) -> None:
         """From now on these readers may read the request's blocks, until each has acknowledged as often."""

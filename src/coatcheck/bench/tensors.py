@@ -66,7 +66,7 @@ class TensorDriver:
         tokens: list[int] = []
         try:
             async with asyncio.timeout(REQUEST_S):
-                if self._by_handle(strategy, sum(memoryview(frame).nbytes for frame in frames)):
+                if self._by_handle(strategy, [memoryview(frame).nbytes for frame in frames]):
                     arrived, frames = await self._rooms.put(arrived, frames)
                 self._rooms.dispatch(arrived, self._config.tp)
                 async with aclosing(self._link.submit(arrived, frames)) as answer:
@@ -85,11 +85,11 @@ class TensorDriver:
         heard.said = " ".join(map(str, tokens))
         return heard
 
-    def _by_handle(self, strategy: str, payload: int) -> bool:
+    def _by_handle(self, strategy: str, payloads: list[int]) -> bool:
         if strategy != AUTO:
             return carrier_named(strategy) in NEED_ARENA
         assert self._link.ranks is not None
-        return not rides_inside(payload, self._link.ranks.auto.inside_bytes, self._rooms.arena.capacity)
+        return not rides_inside(payloads, self._link.ranks.auto.inside_bytes, self._rooms.arena.capacity)
 
     async def __aenter__(self) -> Self:
         await self._link.start()

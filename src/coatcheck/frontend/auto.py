@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 
-def rides_inside(payload: int, inside_bytes: int | None, arena_bytes: int) -> bool:
-    """True if a request's payloads, of ``payload`` bytes in sum, ride beside it; False if they go into the arena.
+from coatcheck.arena.allocator import pages
+
+
+def rides_inside(payloads: Collection[int], inside_bytes: int | None, arena_bytes: int) -> bool:
+    """True if a request's payloads, of so many bytes each, ride beside it; False if they go into the arena.
 
     ``inside_bytes`` is what the ranks told (:class:`coatcheck.messages.AutoRule`), None if no handle may come to them.
     What could never fit into an arena of ``arena_bytes`` rides too: it is served as by an engine without arena, within
     the bounds that hold for all payloads. What does not fit now waits for room.
     """
-    return inside_bytes is None or payload <= inside_bytes or payload > arena_bytes
+    return inside_bytes is None or sum(payloads) <= inside_bytes or sum(map(pages, payloads)) > arena_bytes

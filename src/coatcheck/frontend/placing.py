@@ -45,8 +45,8 @@ class Placing:
         """The answer to the worker. ``wanted``: does the worker live, and does anybody wait for the request?"""
         assert self._rooms is not None
         holder, rule = self.payloads.holder, self.payloads.rule
-        size = sum(want.nbytes for want in need.wants)
-        if rule is not None and rides_inside(size, rule.inside_bytes, self._rooms.arena.capacity):
+        sizes = [want.nbytes for want in need.wants]
+        if rule is not None and rides_inside(sizes, rule.inside_bytes, self._rooms.arena.capacity):
             return Grant(need.job, ())
         try:
             rooms = await self._rooms.reserve(holder, need.wants)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import msgspec
 
 from coatcheck.arena import Arena, ArenaStatistics, Block
+from coatcheck.arena.allocator import pages
 from coatcheck.errors import ArenaFull, BadRequest, Overloaded, WireError
 from coatcheck.messages import Arrived, Handle, Item, Place, Stored, Want
 from coatcheck.wire import Buffer, nbytes
@@ -74,7 +75,7 @@ class Rooms:
         Raises BadRequest (413) if they could never fit together, Overloaded if there is no room in time.
         """
         size = sum(want.nbytes for want in wants)
-        if size > self.arena.capacity:
+        if self._missing(wants) > self.arena.capacity:
             raise BadRequest(
                 f"The request's payloads have {size} bytes; this server's arena has {self.arena.capacity}",
                 param="messages",
@@ -96,6 +97,10 @@ class Rooms:
         self._leave(waiting)
         self._turned_away += 1
         raise Overloaded(f"The arena had no room for {size} bytes within {self._wait_s:g} s")
+
+    def _missing(self, wants: Iterable[Want]) -> int:
+        """Bytes in whole pages, of content that is not there."""
+        return sum(pages(want.nbytes) for want in wants if not self.arena.holds(want.digest))
 
     def _leave(self, waiting: _Waiting) -> None:
         if waiting.rooms.done():
@@ -119,6 +124,8 @@ class Rooms:
             self._serving = False
 
     def _take(self, waiting: _Waiting) -> list[Room] | None:
+        if self._missing(waiting.wants) > self.arena.available:
+            return None
         known = [self.arena.find(waiting.request, want.digest) for want in waiting.wants]  # first: so none is evicted
         rooms = [Room(block, True) if block is not None else None for block in known]
         full = False

@@ -21,15 +21,7 @@ from coatcheck.errors import BadRequest, Overloaded, WireError, WorkerFailed
 from coatcheck.frontend.config import FrontendConfig, to_json
 from coatcheck.frontend.placing import BESIDE, Payloads, Placing
 from coatcheck.frontend.rooms import Rooms
-from coatcheck.messages import (
-    Failed,
-    FromWorker,
-    Job,
-    Need,
-    Processed,
-    Refused,
-    WorkerReady,
-)
+from coatcheck.messages import Failed, FromWorker, Grant, Job, Need, NoRoom, Processed, Refused, WorkerReady
 from coatcheck.private_socket import PrivateEndpoint
 
 log = logging.getLogger("coatcheck.frontend")
@@ -202,8 +194,7 @@ class WorkerPool:
                 continue
             worker = self._idle.popleft()
             worker.task = task
-            why = f"took longer than {self._config.job_timeout_s:g} s"
-            self._arm(worker, self._config.job_timeout_s, why)
+            self._arm_job(worker)
             message = [
                 worker.identity,
                 wire.encode(Job(task.job, task.placing.payloads.form, bool(task.placing.payloads.holder))),
@@ -238,15 +229,21 @@ class WorkerPool:
         if task is None or need.job != task.job:
             raise WireError("room asked for no job of its own")
         task.placing.expects(need)
+        worker.deadline.cancel()  # waiting for room is bounded by itself, and no fault of the worker's
 
         async def grant() -> None:
-            reply = await task.placing.grant(need, lambda: worker.task is task and not task.answer.done())
-            if worker.task is task:
-                self._send(worker, [worker.identity, wire.encode(reply)])
+            reply: Grant | NoRoom = NoRoom(need.job)
+            try:
+                reply = await task.placing.grant(need, lambda: worker.task is task and not task.answer.done())
+            finally:
+                if worker.task is task and not self._closed:
+                    self._arm_job(worker)
+                    self._send(worker, [worker.identity, wire.encode(reply)])
 
         waiting = asyncio.create_task(grant(), name="coatcheck-room")
         self._grants.add(waiting)
         waiting.add_done_callback(self._grants.discard)
+        task.answer.add_done_callback(lambda _: waiting.cancel())  # nobody waits any more: out of the line
 
     def _answered(self, worker: _Worker, record: FromWorker, frames: list[memoryview]) -> None:
         if isinstance(record, Need):
@@ -254,9 +251,12 @@ class WorkerPool:
             return
         task, worker.task = worker.task, None
         worker.deadline.cancel()
-        if isinstance(record, WorkerReady):
+        if isinstance(record, WorkerReady) and task is None:
             worker.ready = True
             self._settled.set()
+        elif isinstance(record, WorkerReady):
+            worker.task = task
+            raise WireError("ready in the middle of a job")
         elif task is None or record.job != task.job:
             worker.task = task
             raise WireError("an answer to no job of its own")
@@ -329,6 +329,9 @@ class WorkerPool:
         self._workers[worker.identity] = worker
         return worker
 
+    def _arm_job(self, worker: _Worker) -> None:
+        self._arm(worker, self._config.job_timeout_s, f"took longer than {self._config.job_timeout_s:g} s")
+
     def _arm(self, worker: _Worker, seconds: float, why: str) -> None:
         worker.deadline.cancel()
         worker.deadline = asyncio.get_running_loop().call_later(seconds, self._kill, worker, why)
@@ -346,11 +349,12 @@ class WorkerPool:
         self._workers.pop(worker.identity, None)
         with suppress(ValueError):
             self._idle.remove(worker)
-        if worker.task is not None:
-            worker.task.placing.let_go()
-        if worker.task is not None and not worker.task.answer.done():
+        task, worker.task = worker.task, None
+        if task is not None:
+            task.placing.let_go()
+        if task is not None and not task.answer.done():
             reason = f"The worker at this request {worker.why or 'died'}; sending it again is safe"
-            worker.task.answer.set_exception(WorkerFailed(reason))
+            task.answer.set_exception(WorkerFailed(reason))
 
     def _fail_waiting(self, reason: str) -> None:
         while self._waiting:
