@@ -129,7 +129,7 @@ def stall(reports: dict[str, Report]) -> Figure:
         _lines(axes, of, lambda run, _: run.stall_ms.entry.p50 if run.stall_ms.entry else None)
         axes.set_title(f"{tp} ranks, {few} requests at once")
         axes.set_yscale("log")
-        _plain(axes.yaxis)
+        plain(axes.yaxis)
     figure.axes[0].set_ylabel("stall of the entry rank's\nscheduler per request, ms, median")
     _legend(figure)
     return figure
@@ -169,12 +169,13 @@ def _lines(axes: Axes, reports: Sequence[Report], figure: Callable[[Run, Run], f
         xs, ys = zip(*sorted(points), strict=True)
         axes.plot(xs, ys, color=colour, marker=marker, linestyle=line, label=name, markersize=5)
     axes.set_xscale("log")
-    _plain(axes.xaxis)
+    plain(axes.xaxis)
     axes.set_xlabel("payload, MB")
     axes.grid(True)
 
 
-def _plain(axis: matplotlib.axis.Axis) -> None:
+def plain(axis: matplotlib.axis.Axis) -> None:
+    """A logarithmic axis with numbers as people write them."""
     axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 3)))
     axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(matplotlib.ticker.NullLocator())
