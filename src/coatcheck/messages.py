@@ -53,8 +53,8 @@ class Item(Record, frozen=True):
 
     pixels: Tensor | Handle  # (patches, values per patch): float32 or uint8, see coatcheck.pixels
     grid: tuple[int, int, int]  # (t, h, w) in patches; t * h * w == patches
-    start: int  # index in the prompt of the item's first placeholder token
-    count: int  # placeholder tokens: t * h * w / merge**2
+    start: int  # index of the item's first token in the prompt as the model gets it
+    count: int  # tokens: t * h * w / merge**2
     digest: bytes = b""  # identity: blake3, 32 bytes, over the encoded bytes and the processor's configuration
     seconds: float | None = None  # a video's, from one temporal patch to the next; None: an image
 
@@ -124,7 +124,7 @@ class Processed(Record, frozen=True):
     """Worker -> front end: a valid request, ready for the ranks. Frames: of the items that are not in the arena."""
 
     job: int
-    ids: tuple[int, ...]  # prompt, placeholders expanded
+    ids: tuple[int, ...]  # prompt, a placeholder for each item: see coatcheck.wire.prompt_tokens
     items: tuple[Item, ...]
     sampling: Sampling
     stream: bool
@@ -163,7 +163,7 @@ class Arrived(Record, frozen=True):
 
     request: str  # unique among all requests of one server
     strategy: str  # decided by the front end, or by the entry rank if it is auto; ranks only obey
-    ids: tuple[int, ...]
+    ids: tuple[int, ...]  # as in Processed
     items: tuple[Item, ...]
     sampling: Sampling
     verify: bool = False  # debug: compare the inputs as consumed on all ranks

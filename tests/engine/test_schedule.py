@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from coatcheck.engine.embeddings import EmbeddingBook
 from coatcheck.engine.schedule import Schedule
 from coatcheck.messages import Arrived, Item, Sampling, Tensor, Work
+from coatcheck.wire import prompt_tokens
 
 MERGE = 4  # patches per token
 
@@ -25,7 +26,8 @@ def request(
             digest = bytes([image]) * 32 if digests else b""
             items.append(Item(Tensor(len(items), shape, "float32"), (1, 2, image * 2), length, image, digest))
             length += image
-    return Arrived(name, "dict-inline", tuple(range(length + 1)), tuple(items), Sampling(max_tokens, stop_ids=stop))
+    ids = tuple(range(length + 1 - sum(item.count - 1 for item in items)))
+    return Arrived(name, "dict-inline", ids, tuple(items), Sampling(max_tokens, stop_ids=stop))
 
 
 parts = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 12)), min_size=1, max_size=4)
@@ -66,7 +68,7 @@ def test_work_covers_every_sequence_once_in_order(
             for index, item in enumerate(what.items):
                 if item.start < computed[part.request]:
                     assert index < encoded[part.request], "placeholders computed before their image was encoded"
-            assert part.sample == (computed[part.request] >= len(what.ids))
+            assert part.sample == (computed[part.request] >= prompt_tokens(what))
             if part.sample:
                 draws[part.request] = 1000 + drawn[part.request]
         for tokens in schedule.absorb(draws):
@@ -78,7 +80,7 @@ def test_work_covers_every_sequence_once_in_order(
     assert ended == set(arrived)
     for name, (what, _) in arrived.items():
         assert drawn[name] == what.sampling.max_tokens
-        assert computed[name] == len(what.ids) + drawn[name] - 1
+        assert computed[name] == prompt_tokens(what) + drawn[name] - 1
         assert encoded[name] == len(what.items)
 
 

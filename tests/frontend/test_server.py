@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from coatcheck.messages import Arrived, FromEntry, Rejected, Tokens
+from coatcheck.wire import prompt_tokens
 
 from .conftest import ANSWER, RunningServer, chat_body, encoded, image_part, wait_for
 
@@ -33,7 +34,7 @@ def test_answers_with_usage(server: RunningServer, client: openai.OpenAI) -> Non
     assert answer.choices[0].finish_reason == "stop"
     assert answer.model == "coatcheck-tiny"
     arrived = server.entry.last
-    assert answer.usage.prompt_tokens == len(arrived.ids)
+    assert answer.usage.prompt_tokens == prompt_tokens(arrived)
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     assert arrived.strategy == "auto"
     sampling = arrived.sampling
@@ -46,7 +47,8 @@ def test_items_describe_their_payloads(server: RunningServer, client: openai.Ope
     arrived, frames = server.entry.requests[-1]
     image_pad = server.entry.tokenizer.token_to_id("<|image_pad|>")
     places = [at for at, token in enumerate(arrived.ids) if token == image_pad]
-    assert places == [at for item in arrived.items for at in range(item.start, item.start + item.count)]
+    first, second = arrived.items
+    assert places == [first.start, second.start - (first.count - 1)]
     assert [item.grid for item in arrived.items] == [(1, 8, 10), (1, 8, 8)]
     for item, frame, colour in zip(arrived.items, frames, ("red", "blue"), strict=True):
         t, h, w = item.grid
@@ -83,7 +85,7 @@ def test_stream(server: RunningServer, client: openai.OpenAI) -> None:
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
     assert chunks[-1].choices == []
-    assert chunks[-1].usage.prompt_tokens == len(server.entry.last.ids)
+    assert chunks[-1].usage.prompt_tokens == prompt_tokens(server.entry.last)
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 

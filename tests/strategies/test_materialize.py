@@ -88,7 +88,7 @@ def test_pixels_are_not_copied() -> None:
 
 def test_invalid_items_are_dropped() -> None:
     empty = Item(Tensor(0, (0, 3), "float32"), (1, 0, 0), 0, 0)
-    inputs = materialize(arrived((1, IMAGE), empty, item(1, 1)), [b"", FRAME])
+    inputs = materialize(arrived((1, IMAGE, IMAGE), empty, item(1, 1)), [b"", FRAME])
     assert [i.start for i in inputs.items] == [1]
 
 
@@ -102,7 +102,7 @@ def test_invalid_items_are_dropped() -> None:
         (arrived((IMAGE, IMAGE), item(0, 0), item(1, 0)), [FRAME, FRAME]),  # two on one place
         (arrived((IMAGE,), item(0, 0)), [FRAME[:-1]]),  # bytes are missing
         (arrived((IMAGE,), item(0, 0)), []),  # the frame is missing
-        (arrived((IMAGE, IMAGE), item(0, 0, 2)), [FRAME]),  # the grid says one token
+        (arrived((IMAGE,), item(0, 0, 2)), [FRAME]),  # the grid says one token
         (arrived((IMAGE,), item(0, 0, seconds=1.0)), [FRAME]),  # a video in an image's place
         (arrived((VIDEO,), item(0, 0)), [FRAME]),  # an image in a video's place
         (arrived((IMAGE, VIDEO), item(0, 0)), [FRAME]),  # no video
@@ -117,12 +117,12 @@ def test_what_does_not_fit_together_is_refused(request_: Arrived, frames: list[b
 def test_videos_and_images_stand_side_by_side() -> None:
     frames = [FRAME * 2, FRAME]
     video = item(0, 1, 2, (2, 2, 2), seconds=0.5)
-    inputs = materialize(arrived((1, VIDEO, VIDEO, IMAGE), video, item(1, 3)), frames)
+    inputs = materialize(arrived((1, VIDEO, IMAGE), video, item(1, 3)), frames)
     assert [(got.grid, got.seconds, len(got.pixels)) for got in inputs.items] == [
         ((2, 2, 2), 0.5, 8),
         ((1, 2, 2), None, 4),
     ]
-    slower = materialize(arrived((1, VIDEO, VIDEO, IMAGE), item(0, 1, 2, (2, 2, 2), seconds=1.0), item(1, 3)), frames)
+    slower = materialize(arrived((1, VIDEO, IMAGE), item(0, 1, 2, (2, 2, 2), seconds=1.0), item(1, 3)), frames)
     assert inputs.digest() != slower.digest()
 
 

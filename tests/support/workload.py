@@ -14,6 +14,7 @@ from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 from coatcheck.engine.positions import ModelPositions
 from coatcheck.messages import Arrived, Item, PixelForm, Sampling, Tensor
 from coatcheck.pixels import PixelTable, image_processor
+from coatcheck.strategies.inputs import MultimodalInputs
 from coatcheck.strategies.materialize import Materialize
 
 
@@ -60,7 +61,7 @@ class Workload:
         """``text``: tokens of text around each item; ``form``: of the pixels, the same ones in both."""
         rng = np.random.default_rng((seed, text, *[edge for grid in grids for edge in grid]))
         ids: list[int] = []
-        items = []
+        items: list[Item] = []
         frames = []
 
         def words(count: int) -> None:
@@ -77,8 +78,9 @@ class Workload:
             pixels = compact if form == "uint8" else self._table.widen(torch.from_numpy(compact)).numpy()
             ids.append(self.config.vision_start_token_id)
             tensor = Tensor(index, pixels.shape, form)
-            items.append(Item(tensor, (t, height, width), len(ids), count, seconds=seconds))
-            ids.extend([token] * count)
+            start = len(ids) + sum(item.count - 1 for item in items)
+            items.append(Item(tensor, (t, height, width), start, count, seconds=seconds))
+            ids.append(token)
             ids.append(self.config.vision_end_token_id)
             frames.append(pixels.data.cast("B"))
         words(text)
@@ -86,6 +88,10 @@ class Workload:
 
     def digest(self, request: Request) -> str:
         """Of the inputs that every rank must consume."""
+        return self.materialized(request).digest()
+
+    def materialized(self, request: Request) -> MultimodalInputs:
+        """What every rank must consume."""
         materialize = Materialize(
             ModelPositions(self.config),
             self.config.image_token_id,
@@ -94,13 +100,13 @@ class Workload:
             self._width,
             table=self._table,
         )
-        return materialize(request.arrived, request.frames).digest()
+        return materialize(request.arrived, request.frames)
 
     @torch.inference_mode()
     def generate(self, request: Request) -> list[int]:
         """Greedy tokens of ``model.generate()`` run alone."""
         arrived = request.arrived
-        ids = torch.tensor([arrived.ids])
+        ids = self.materialized(request).ids[None]
         more: dict[str, Any] = {}
         if arrived.items:
             kinds = (ids == self.config.image_token_id).int() + (ids == self.config.video_token_id).int() * 2

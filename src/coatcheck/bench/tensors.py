@@ -52,7 +52,7 @@ class TensorDriver:
     @property
     def prompt_tokens(self) -> int:
         """See :class:`coatcheck.bench.driver.Driver`."""
-        return len(self._workload.prompt("float32")[0])
+        return self._workload.prompt_tokens
 
     def pids(self) -> dict[str, int]:
         """See :class:`coatcheck.bench.driver.Driver`."""

@@ -84,6 +84,12 @@ class TensorWorkload:
         """Of one request, as the ranks receive it."""
         return sum(nbytes(item.pixels) for item in self.prompt(self.form(strategy))[1])
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Of one request."""
+        ids, items = self.prompt("float32")
+        return len(ids) + sum(item.count - 1 for item in items)
+
     @cache  # noqa: B019 - lives as long as the process
     def prompt(self, form: PixelForm) -> tuple[tuple[int, ...], tuple[Item, ...]]:
         """Ids and items, the same for all requests but for the first text token (:meth:`request`)."""
@@ -95,8 +101,9 @@ class TensorWorkload:
         for index in range(self._items):
             ids.append(self._model["vision_start_token_id"])
             pixels = Tensor(index, (self.item.patches, width), form)
-            items.append(Item(pixels, self.item.grid, len(ids), self.item.tokens, seconds=self.item.seconds))
-            ids += [token] * self.item.tokens
+            start = len(ids) + index * (self.item.tokens - 1)
+            items.append(Item(pixels, self.item.grid, start, self.item.tokens, seconds=self.item.seconds))
+            ids.append(token)
             ids.append(self._model["vision_end_token_id"])
         return tuple(ids), tuple(items)
 

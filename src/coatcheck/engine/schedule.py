@@ -17,6 +17,7 @@ from typing import Literal
 from coatcheck.engine.embeddings import EmbeddingBook
 from coatcheck.messages import Arrived, Item, Sampling, Tokens, Work
 from coatcheck.strategies.materialize import is_valid
+from coatcheck.wire import prompt_tokens
 
 Finish = Literal["stop", "length"]
 
@@ -47,7 +48,7 @@ class Schedule:
     def admit(self, arrived: Arrived) -> None:
         """The request runs from the next step on."""
         items = tuple(item for item in arrived.items if is_valid(item))
-        self._running[arrived.request] = _Sequence(len(arrived.ids), items, arrived.sampling)
+        self._running[arrived.request] = _Sequence(prompt_tokens(arrived), items, arrived.sampling)
 
     def end(self, request: str) -> None:
         """The request no longer runs; unknown: nothing happens."""

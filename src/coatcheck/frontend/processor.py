@@ -49,12 +49,13 @@ class Processor:
         media = [self._open(source) for source in sources]
         tokens = len(prompt) + sum(medium.patches // self._cutter.merge**2 - 1 for medium in media)
         self._sampling(chat, tokens)  # refuses what is too long before it is decoded
-        ids, items = self._expand(prompt, self._items(media, job.pixels, room))
+        items = self._placed(prompt, self._items(media, job.pixels, room))
+        tokens = len(prompt) + sum(item.count - 1 for item in items)
         return Processed(
             job=job.job,
-            ids=ids,
+            ids=tuple(prompt),
             items=items,
-            sampling=self._sampling(chat, len(ids)),
+            sampling=self._sampling(chat, tokens),
             stream=bool(chat.stream),
             include_usage=bool(chat.stream_options and chat.stream_options.include_usage),
             stop=chat.stop_strings,
@@ -88,18 +89,16 @@ class Processor:
             items.append(Item(place(values, form), grid, 0, count, medium.digest, medium.seconds))
         return items
 
-    def _expand(self, prompt: list[int], made: list[Item]) -> tuple[tuple[int, ...], tuple[Item, ...]]:
-        """Each placeholder becomes as many as its item has embeddings."""
-        ids: list[int] = []
+    def _placed(self, prompt: list[int], made: list[Item]) -> tuple[Item, ...]:
+        """The items with the places of their first tokens, once each placeholder stands for all its item's tokens."""
+        placeholders = (self._prompt.image_id, self._prompt.video_id)
+        places = [at for at, token in enumerate(prompt) if token in placeholders]
         items: list[Item] = []
-        for token in prompt:
-            if token not in (self._prompt.image_id, self._prompt.video_id):
-                ids.append(token)
-                continue
-            item = made[len(items)]
-            items.append(msgspec.structs.replace(item, start=len(ids)))
-            ids.extend([token] * item.count)
-        return tuple(ids), tuple(items)
+        more = 0
+        for item, place in zip(made, places, strict=True):
+            items.append(msgspec.structs.replace(item, start=place + more))
+            more += item.count - 1
+        return tuple(items)
 
     def _sampling(self, chat: request.ChatRequest, prompt: int) -> Sampling:
         left = self._context - prompt

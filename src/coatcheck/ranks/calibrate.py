@@ -92,7 +92,7 @@ def _sample(materialize: Materialize, edge: int) -> _Sample:
     side = edge * materialize.merge
     form: PixelForm = "float32" if materialize.table is None else "uint8"
     shape = (side * side, materialize.width if materialize.table is None else materialize.table.compact_widths[0])
-    ids = (0, *[materialize.image] * edge**2, 0)
+    ids = (0, materialize.image, 0)
     pixels = torch.zeros(shape, dtype=DTYPES[form])
     item = Item(Tensor(0, shape, form), (1, side, side), 1, edge**2)
     by_handle = Item(Handle(0, 0, shape, form), item.grid, item.start, item.count)

@@ -36,7 +36,7 @@ from coatcheck.ranks.recorder import Recorder
 from coatcheck.ranks.stopwatch import Stopwatch
 from coatcheck.ranks.verify import Digests
 from coatcheck.strategies.table import AUTO, is_background
-from coatcheck.wire import Buffer, Decoder, check_frames, nbytes, send, split, tensors
+from coatcheck.wire import Buffer, Decoder, check_frames, nbytes, prompt_tokens, send, split, tensors
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ class EntryRole:
             self._stop = True
 
     def _accept(self, arrived: Arrived, frames: Sequence[Buffer]) -> bool:
-        need = len(arrived.ids) + arrived.sampling.max_tokens
+        need = prompt_tokens(arrived) + arrived.sampling.max_tokens
         if arrived.request in self._incoming or arrived.request in self._ledger:
             log.error("entry rank: request %s came twice; the second was dropped", arrived.request)
             return False
@@ -297,7 +297,7 @@ class EntryRole:
         if len(self._schedule) + len(self._admits) >= self._max_running:
             return False
         arrived = self._arrived[request]
-        count = len(arrived.ids) + arrived.sampling.max_tokens
+        count = prompt_tokens(arrived) + arrived.sampling.max_tokens
         start = self._regions.reserve(request, count)
         if start is None:
             return False

@@ -86,12 +86,23 @@ class Materialize:
             check_frames(arrived.items, frames)
         except WireError as error:
             raise MaterializeError(str(error)) from error
-        ids = torch.tensor(arrived.ids, dtype=torch.int64)
+        ids = self._whole(torch.tensor(arrived.ids, dtype=torch.int64), arrived.items)
         valid = [item for item in arrived.items if is_valid(item)]
         self._check_spans(ids, valid)
         items = tuple(self._item(item, frames) for item in valid)
         positions, delta = self.positions(ids, valid)
         return MultimodalInputs(ids=ids, items=items, positions=positions, position_delta=delta)
+
+    def _whole(self, ids: torch.Tensor, items: Sequence[Item]) -> torch.Tensor:
+        """The prompt as the model gets it: an item's placeholder as often as it has tokens."""
+        if not items:
+            return ids
+        (places,) = torch.where((ids == self.image) | (ids == self.video))
+        if len(places) != len(items) or min(item.count for item in items) < 0:
+            raise MaterializeError(f"{len(items)} items came, and the prompt has {len(places)} placeholders")
+        times = torch.ones_like(ids)
+        times[places] = torch.tensor([item.count for item in items])
+        return ids.repeat_interleave(times)
 
     def _check_spans(self, ids: torch.Tensor, items: Sequence[Item]) -> None:
         """The items' spans are exactly the prompt's placeholders, in order."""
