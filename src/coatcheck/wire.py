@@ -15,7 +15,7 @@ import msgspec
 import zmq
 
 from coatcheck.errors import WireError
-from coatcheck.messages import Arrived, Handle, Item, Processed, Record, Tensor
+from coatcheck.messages import Handle, Item, Record, Tensor
 
 Buffer = bytes | bytearray | memoryview
 T = TypeVar("T")
@@ -55,9 +55,9 @@ def nbytes(tensor: Tensor | Handle) -> int:
     return math.prod(tensor.shape) * ITEM_SIZE[tensor.dtype]
 
 
-def prompt_tokens(request: Processed | Arrived) -> int:
+def prompt_tokens(ids: Sequence[int], items: Sequence[Item]) -> int:
     """Tokens of the prompt as the model gets it: an item's one placeholder in ``ids`` stands for ``count`` of them."""
-    return len(request.ids) + sum(item.count - 1 for item in request.items)
+    return len(ids) + sum(item.count - 1 for item in items)
 
 
 def check_frames(items: Sequence[Item], frames: Sequence[Buffer]) -> None:

@@ -68,7 +68,7 @@ def test_work_covers_every_sequence_once_in_order(
             for index, item in enumerate(what.items):
                 if item.start < computed[part.request]:
                     assert index < encoded[part.request], "placeholders computed before their image was encoded"
-            assert part.sample == (computed[part.request] >= prompt_tokens(what))
+            assert part.sample == (computed[part.request] >= prompt_tokens(what.ids, what.items))
             if part.sample:
                 draws[part.request] = 1000 + drawn[part.request]
         for tokens in schedule.absorb(draws):
@@ -80,7 +80,7 @@ def test_work_covers_every_sequence_once_in_order(
     assert ended == set(arrived)
     for name, (what, _) in arrived.items():
         assert drawn[name] == what.sampling.max_tokens
-        assert computed[name] == prompt_tokens(what) + drawn[name] - 1
+        assert computed[name] == prompt_tokens(what.ids, what.items) + drawn[name] - 1
         assert encoded[name] == len(what.items)
 
 

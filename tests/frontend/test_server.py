@@ -34,7 +34,7 @@ def test_answers_with_usage(server: RunningServer, client: openai.OpenAI) -> Non
     assert answer.choices[0].finish_reason == "stop"
     assert answer.model == "coatcheck-tiny"
     arrived = server.entry.last
-    assert answer.usage.prompt_tokens == prompt_tokens(arrived)
+    assert answer.usage.prompt_tokens == prompt_tokens(arrived.ids, arrived.items)
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     assert arrived.strategy == "auto"
     sampling = arrived.sampling
@@ -85,7 +85,7 @@ def test_stream(server: RunningServer, client: openai.OpenAI) -> None:
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
     assert chunks[-1].choices == []
-    assert chunks[-1].usage.prompt_tokens == prompt_tokens(server.entry.last)
+    assert chunks[-1].usage.prompt_tokens == prompt_tokens(server.entry.last.ids, server.entry.last.items)
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 

@@ -107,7 +107,7 @@ def test_images_and_videos_in_one_request(model_dir: Path) -> None:
         assert processed.ids[item.start - more] == token
         more += item.count - 1
         assert len(values) == item.count * 4
-    assert prompt_tokens(processed) == len(processed.ids) + more
+    assert prompt_tokens(processed.ids, processed.items) == len(processed.ids) + more
     np.testing.assert_array_equal(pixels[0], asked(made, video_part(data))[1][0])
     np.testing.assert_array_equal(pixels[1], asked(made, image_part(encoded(picture)))[1][0])
 
@@ -147,7 +147,7 @@ def test_what_exceeds_the_context_is_refused_before_it_is_decoded(
 ) -> None:
     data = clip(240, (480, 360))  # 2210 tokens
     processed, _ = asked(processor(model_dir, context=2300), video_part(data))
-    assert 2200 < prompt_tokens(processed) < 2300
+    assert 2200 < prompt_tokens(processed.ids, processed.items) < 2300
     monkeypatch.setattr("coatcheck.frontend.videos.Video.frames", None)
     with pytest.raises(BadRequest, match="images and videos included") as caught:
         asked(processor(model_dir, context=2200), video_part(data))

@@ -16,7 +16,7 @@ import zmq
 
 from coatcheck.arena import Arena
 from coatcheck.engine.config import EngineConfig
-from coatcheck.frontend.auto import rides_inside
+from coatcheck.frontend.auto import by_handle
 from coatcheck.launcher.processes import RankProcesses
 from coatcheck.messages import (
     Abort,
@@ -35,7 +35,6 @@ from coatcheck.messages import (
 from coatcheck.private_socket import PrivateEndpoint
 from coatcheck.ranks.config import RankConfig
 from coatcheck.ranks.settings import RankSettings
-from coatcheck.strategies.table import AUTO, NEED_ARENA, carrier_named
 from coatcheck.wire import Buffer, Decoder, send, split
 
 START_S = 120.0  # four ranks on two cores import torch and transformers at once
@@ -104,14 +103,10 @@ class Engine:
 
     def submit(self, arrived: Arrived, frames: Sequence[Buffer] = ()) -> None:
         self.results[arrived.request] = Result()
-        if frames and self._by_handle(arrived.strategy, [memoryview(frame).nbytes for frame in frames]):
+        sizes = [memoryview(frame).nbytes for frame in frames]
+        if frames and by_handle(arrived.strategy, sizes, self.ready.auto.inside_bytes, self.arena.capacity):
             arrived, frames = self.check_in(arrived, frames), ()
         self.tell(arrived, frames)
-
-    def _by_handle(self, strategy: str, payloads: list[int]) -> bool:
-        if strategy == AUTO:
-            return not rides_inside(payloads, self.ready.auto.inside_bytes, self.arena.capacity)
-        return carrier_named(strategy) in NEED_ARENA
 
     def check_in(self, arrived: Arrived, frames: Sequence[Buffer]) -> Arrived:
         """Payloads into the arena; each rank gives them back once."""

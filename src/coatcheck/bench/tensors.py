@@ -15,13 +15,12 @@ from coatcheck.bench.config import BenchConfig
 from coatcheck.bench.driver import Heard
 from coatcheck.bench.workload import TensorWorkload
 from coatcheck.errors import CoatcheckError
-from coatcheck.frontend.auto import rides_inside
+from coatcheck.frontend.auto import by_handle
 from coatcheck.frontend.link import RankLink
 from coatcheck.frontend.rooms import Rooms
 from coatcheck.launcher.processes import RankProcesses, watch
 from coatcheck.ranks.config import RankConfig
 from coatcheck.ranks.settings import RankSettings
-from coatcheck.strategies.table import AUTO, NEED_ARENA, carrier_named
 
 START_S = 180.0
 REQUEST_S = 300.0  # of a closed loop: includes waiting for all that are under way
@@ -66,7 +65,9 @@ class TensorDriver:
         tokens: list[int] = []
         try:
             async with asyncio.timeout(REQUEST_S):
-                if self._by_handle(strategy, [memoryview(frame).nbytes for frame in frames]):
+                assert self._link.ranks is not None
+                inside, room = self._link.ranks.auto.inside_bytes, self._rooms.arena.capacity
+                if by_handle(strategy, [memoryview(frame).nbytes for frame in frames], inside, room):
                     arrived, frames = await self._rooms.put(arrived, frames)
                 self._rooms.dispatch(arrived, self._config.tp)
                 async with aclosing(self._link.submit(arrived, frames)) as answer:
@@ -84,12 +85,6 @@ class TensorDriver:
             self._rooms.arena.end(heard.name)
         heard.said = " ".join(map(str, tokens))
         return heard
-
-    def _by_handle(self, strategy: str, payloads: list[int]) -> bool:
-        if strategy != AUTO:
-            return carrier_named(strategy) in NEED_ARENA
-        assert self._link.ranks is not None
-        return not rides_inside(payloads, self._link.ranks.auto.inside_bytes, self._rooms.arena.capacity)
 
     async def __aenter__(self) -> Self:
         await self._link.start()

@@ -26,7 +26,7 @@ from coatcheck.frontend.pictures import Cutter
 from coatcheck.messages import Arrived, Item, PixelForm, Sampling, Tensor
 from coatcheck.pixels import PixelTable, image_processor
 from coatcheck.strategies.table import is_compact
-from coatcheck.wire import Buffer, nbytes
+from coatcheck.wire import Buffer, nbytes, prompt_tokens
 
 SHIFT = 7  # patches by which one request's payload lies after its predecessor's: more than a page in either form
 QUESTION = "Describe the image."  # of a video too: the default model knows no other
@@ -87,8 +87,7 @@ class TensorWorkload:
     @property
     def prompt_tokens(self) -> int:
         """Of one request."""
-        ids, items = self.prompt("float32")
-        return len(ids) + sum(item.count - 1 for item in items)
+        return prompt_tokens(*self.prompt("float32"))
 
     @cache  # noqa: B019 - lives as long as the process
     def prompt(self, form: PixelForm) -> tuple[tuple[int, ...], tuple[Item, ...]]:

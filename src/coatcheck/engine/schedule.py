@@ -48,7 +48,7 @@ class Schedule:
     def admit(self, arrived: Arrived) -> None:
         """The request runs from the next step on."""
         items = tuple(item for item in arrived.items if is_valid(item))
-        self._running[arrived.request] = _Sequence(prompt_tokens(arrived), items, arrived.sampling)
+        self._running[arrived.request] = _Sequence(prompt_tokens(arrived.ids, arrived.items), items, arrived.sampling)
 
     def end(self, request: str) -> None:
         """The request no longer runs; unknown: nothing happens."""

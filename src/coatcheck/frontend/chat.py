@@ -109,13 +109,13 @@ class Chat:
                 place.hold(sum(map(len, frames)))
                 stream = self._ask(request, strategy, processed, frames)
                 del frames  # the link holds them, until they are sent
-                completion = Completion(request, self._config.model_name, prompt_tokens(processed))
+                completion = Completion(request, self._config.model_name, prompt_tokens(processed.ids, processed.items))
                 async with aclosing(stream):
                     # The status waits for the first token, so that a rejection is an error status in a stream too.
                     first = await anext(stream)
                     place.hold(0)
                     self._metrics.first_token.labels(strategy).observe(time.monotonic() - started)
-                    self._metrics.prompt_tokens.inc(prompt_tokens(processed))
+                    self._metrics.prompt_tokens.inc(prompt_tokens(processed.ids, processed.items))
                     if processed.stream:
                         await self._stream(reply, completion, first, stream, processed.include_usage)
                     else:
@@ -133,7 +133,7 @@ class Chat:
     def _ask(
         self, request: str, strategy: str, processed: Processed, frames: list[memoryview]
     ) -> AsyncGenerator[Piece, None]:
-        needed, there = prompt_tokens(processed) + processed.sampling.max_tokens, self._link.ranks
+        needed, there = prompt_tokens(processed.ids, processed.items) + processed.sampling.max_tokens, self._link.ranks
         if there is not None and needed > there.kv_tokens:  # the ranks could never admit it
             raise BadRequest(
                 f"The prompt and max_tokens need room for {needed} tokens; this server has {there.kv_tokens}",

@@ -14,6 +14,7 @@ from coatcheck.frontend.pictures import Cutter, Film, Picture
 from coatcheck.frontend.prompt import PromptEncoder, too_long
 from coatcheck.frontend.remote import RemoteImages
 from coatcheck.messages import Item, Job, PixelForm, Processed, Sampling, Stored
+from coatcheck.wire import prompt_tokens
 
 
 class Processor:
@@ -50,12 +51,11 @@ class Processor:
         tokens = len(prompt) + sum(medium.patches // self._cutter.merge**2 - 1 for medium in media)
         self._sampling(chat, tokens)  # refuses what is too long before it is decoded
         items = self._placed(prompt, self._items(media, job.pixels, room))
-        tokens = len(prompt) + sum(item.count - 1 for item in items)
         return Processed(
             job=job.job,
             ids=tuple(prompt),
             items=items,
-            sampling=self._sampling(chat, tokens),
+            sampling=self._sampling(chat, prompt_tokens(prompt, items)),
             stream=bool(chat.stream),
             include_usage=bool(chat.stream_options and chat.stream_options.include_usage),
             stop=chat.stop_strings,

@@ -128,17 +128,13 @@ class Rooms:
             return None
         known = [self.arena.find(waiting.request, want.digest) for want in waiting.wants]  # first: so none is evicted
         rooms = [Room(block, True) if block is not None else None for block in known]
-        full = False
         try:
             for at, want in enumerate(waiting.wants):
                 rooms[at] = rooms[at] or Room(self.arena.reserve(want.nbytes), False)
         except ArenaFull:
-            full = True
-        taken = [room for room in rooms if room is not None]
-        if full:
-            self.cancel(waiting.request, taken)
+            self.cancel(waiting.request, [room for room in rooms if room is not None])
             return None
-        return taken
+        return [room for room in rooms if room is not None]
 
     def cancel(self, request: str, rooms: Iterable[Room]) -> None:
         """Gives room back, once nobody can write to it any more and before the request is dispatched."""

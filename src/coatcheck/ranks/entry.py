@@ -192,7 +192,7 @@ class EntryRole:
             self._stop = True
 
     def _accept(self, arrived: Arrived, frames: Sequence[Buffer]) -> bool:
-        need = prompt_tokens(arrived) + arrived.sampling.max_tokens
+        need = prompt_tokens(arrived.ids, arrived.items) + arrived.sampling.max_tokens
         if arrived.request in self._incoming or arrived.request in self._ledger:
             log.error("entry rank: request %s came twice; the second was dropped", arrived.request)
             return False
@@ -297,7 +297,7 @@ class EntryRole:
         if len(self._schedule) + len(self._admits) >= self._max_running:
             return False
         arrived = self._arrived[request]
-        count = prompt_tokens(arrived) + arrived.sampling.max_tokens
+        count = prompt_tokens(arrived.ids, arrived.items) + arrived.sampling.max_tokens
         start = self._regions.reserve(request, count)
         if start is None:
             return False
