@@ -50,12 +50,13 @@ def with_tables(text: str, reports: dict[str, Report]) -> str:
 
 def all_strategies(reports: dict[str, Report]) -> dict[str, Report]:
     """The cases in which all strategies are compared, small ones first."""
-    named = {name: report for name, report in reports.items() if re.fullmatch(r"\w+-tp\d-c\d+", name)}
-    return dict(sorted(named.items(), key=lambda pair: _order(pair[1].runs[0])))
+    named = {name: report for name, report in reports.items() if re.fullmatch(r"\w+-tp\d-c\d+(-\d+cores)?", name)}
+    return dict(sorted(named.items(), key=lambda pair: _order(pair[1])))
 
 
-def _order(run: Run) -> tuple[float, ...]:
-    return run.payload_bytes, run.tp, run.concurrency
+def _order(report: Report) -> tuple[float, ...]:
+    run = report.runs[0]
+    return report.environment["cores"], run.payload_bytes, run.tp, run.concurrency
 
 
 def _times(run: Run, base: Run) -> str:
@@ -72,9 +73,9 @@ def _compared(reports: list[Report], figure: Callable[[Run, Run], str]) -> str:
     rows = []
     for report in reports:
         base = next(run for run in report.runs if run.strategy == BASE)
-        rows.append([*case(base), *(figure(run, base) for run in report.runs)])
+        rows.append([str(report.environment["cores"]), *case(base), *(figure(run, base) for run in report.runs)])
     columns = [run.strategy for run in reports[0].runs] if reports else []
-    return _table(["payload", "ranks", "at once", "", *columns], rows)
+    return _table(["cores", "payload", "ranks", "at once", "", *columns], rows)
 
 
 def _cpu(of: StallQuantiles | None) -> float:
@@ -108,9 +109,10 @@ def _steps(reports: dict[str, Report]) -> str:
 def stall(reports: dict[str, Report]) -> Figure:
     """Median stall of the entry rank by strategy, a panel for each workload at 16 at once."""
     few = [report for report in reports.values() if report.runs[0].concurrency == 16]
-    figure = Figure(figsize=(9, 4.2))
+    columns = 3
+    figure = Figure(figsize=(9, 2 + 2 * -(-len(few) // columns)))
     figure.suptitle("By handle a stall is less than a hundredth of the regression's", x=0.01, ha="left")
-    panels = figure.subplots(1, len(few), sharex=True, sharey=True, squeeze=False)[0]
+    panels = figure.subplots(-(-len(few) // columns), columns, sharex=True, sharey=True, squeeze=False).T.flatten()
     for axes, report in zip(panels, few, strict=True):
         names = [run.strategy for run in report.runs]
         values = [run.stall_ms.entry.p50 if run.stall_ms.entry else 0.0 for run in report.runs]
