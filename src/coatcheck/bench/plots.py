@@ -111,11 +111,20 @@ def timeline(report: Report) -> Figure:
 
 @styled
 def svg(figure: Figure, name: str) -> str:
-    """The figure as an element for a page: text stays text, ids begin with ``name``, the same figure gives the same."""
+    """The figure as an element for a page: text stays text, ids begin with ``name``, the same figure gives the same.
+
+    Ids that are hashes are numbered instead, in order: some of matplotlib's are of memory addresses.
+    """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     made = buffer.getvalue()
-    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", made[made.index("<svg") :])
+    numbers: dict[str, int] = {}
+
+    def renamed(found: re.Match[str]) -> str:
+        number = numbers.setdefault(found[2], len(numbers)) if re.fullmatch("[a-z][0-9a-f]{10}", found[2]) else None
+        return f"{found[1]}{name}-{found[2] if number is None else number}"
+
+    return re.sub(r'(\bid="|href="#|url\(#)([^")]+)', renamed, made[made.index("<svg") :])
 
 
 def _panel(axes: Axes, label: str, run: Run, shown: Round | None, end: float) -> None:
