@@ -4,7 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check format clean
+PEERS := sglang vllm ray
+
+.PHONY: run test check format clean peers
 
 run: $(VENV)/installed
 	$(BIN)/coatcheck serve $(ARGS)
@@ -27,6 +29,13 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet -e '.[bench]' --group test
+	touch $@
+
+# What 'coatcheck bench handoff' compares with: an environment for each peer, 3 to 5 GB together; see peers/README.md.
+peers: $(PEERS:%=.peers/%/installed)
+
+.peers/%/installed: peers/%.txt peers/install.sh
+	peers/install.sh $* $(PYTHON)
 	touch $@
 
 clean:

@@ -39,7 +39,7 @@ def write(directory: Path) -> None:
 
 def read(directory: Path) -> dict[str, Report]:
     """Reports by case."""
-    return {path.name.removesuffix(".json.gz"): read_json(path) for path in sorted(directory.glob("*.json.gz"))}
+    return {path.name.removesuffix(".json.gz"): read_json(path, Report) for path in sorted(directory.glob("*.json.gz"))}
 
 
 def with_tables(text: str, reports: dict[str, Report], command: str = "schemes") -> str:

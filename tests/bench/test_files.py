@@ -16,7 +16,7 @@ from coatcheck.errors import ConfigError
 @pytest.mark.parametrize("name", ["report.json", "report.json.gz"])
 def test_round_trip(report: Report, tmp_path: Path, name: str) -> None:
     write_json(report, tmp_path / name)
-    assert read_json(tmp_path / name) == report
+    assert read_json(tmp_path / name, Report) == report
 
 
 def test_gz_is_compressed_and_the_same_each_time(
@@ -36,7 +36,7 @@ def test_another_schema_is_named(tmp_path: Path) -> None:
     path = tmp_path / "newer.json"
     path.write_text('{"schema": 2, "results": []}')
     with pytest.raises(ConfigError, match=r"newer\.json is a report of schema 2; this version reads schema 1"):
-        read_json(path)
+        read_json(path, Report)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_another_schema_is_named(tmp_path: Path) -> None:
 def test_anything_else_is_refused_with_its_name(tmp_path: Path, name: str, data: bytes) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ConfigError, match=f"{name} is not a report of coatcheck bench"):
-        read_json(tmp_path / name)
+        read_json(tmp_path / name, Report)
 
 
 def test_a_missing_file_is_refused_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.json is not a report"):
-        read_json(tmp_path / "nowhere.json")
+        read_json(tmp_path / "nowhere.json", Report)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from coatcheck.bench.config import BenchConfig
+from coatcheck.bench.handoff.command import handoff
 from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
 from coatcheck.errors import ConfigError
 from coatcheck.options import (
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 REQUESTS = 64
 
 app = typer.Typer(no_args_is_help=True, help="Measurements, as table, JSON and HTML.")
+
+
+app.command()(handoff)
 
 
 @app.callback()

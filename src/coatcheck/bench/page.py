@@ -47,25 +47,33 @@ def write_html(report: Report, path: Path) -> None:
     path.write_text(html(report), encoding="utf-8")
 
 
-def html(report: Report) -> str:
-    """The whole page."""
+def templates() -> jinja2.Environment:
+    """The benchmark's own."""
     loader = jinja2.PackageLoader("coatcheck", "bench")
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         autoescape=True, loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+
+
+def html(report: Report) -> str:
+    """The whole page."""
     rounds = min((run.rounds for run in report.runs if not failed_wholly(run)), default=0)
-    return environment.get_template("page.html.j2").render(
-        workload=workload(report),
-        strategies=[(label, failed_wholly(run)) for label, run in zip(labels(report), report.runs, strict=True)],
-        rows=[(name, [cell.partition(" [") for cell in cells]) for name, cells in rows(report)],
-        failures=failures(report),
-        plots=[(name, Markup(plots.svg(draw(report), name)), caption) for name, draw, caption in _PLOTS],
-        rounds=rounds,
-        confidence=f"{100 * (1 - 2 / 2**rounds):.0f} %" if rounds > 1 else "",
-        facts=[
-            (title, [(name.replace("_", " "), shown(value)) for name, value in facts.items()])
-            for title, facts in (("Options", report.options), ("Environment", report.environment))
-        ],
+    return (
+        templates()
+        .get_template("page.html.j2")
+        .render(
+            workload=workload(report),
+            strategies=[(label, failed_wholly(run)) for label, run in zip(labels(report), report.runs, strict=True)],
+            rows=[(name, [cell.partition(" [") for cell in cells]) for name, cells in rows(report)],
+            failures=failures(report),
+            plots=[(name, Markup(plots.svg(draw(report), name)), caption) for name, draw, caption in _PLOTS],
+            rounds=rounds,
+            confidence=f"{100 * (1 - 2 / 2**rounds):.0f} %" if rounds > 1 else "",
+            facts=[
+                (title, [(name.replace("_", " "), shown(value)) for name, value in facts.items()])
+                for title, facts in (("Options", report.options), ("Environment", report.environment))
+            ],
+        )
     )
 
 

@@ -45,7 +45,7 @@ async def run_round(
             heard[index] = await driver.ask(index, strategy)
             done()
 
-    meter = _CpuMeter(driver.pids())
+    meter = CpuMeter(driver.pids())
     start = time.monotonic()
     await asyncio.gather(*[client() for _ in range(min(concurrency, requests))])
     seconds = time.monotonic() - start
@@ -59,7 +59,7 @@ def rotated(strategies: Sequence[str], number: int) -> list[str]:
     return [*strategies[at:], *strategies[:at]]
 
 
-class _CpuMeter:
+class CpuMeter:
     """CPU seconds of the engine's processes, and of all that is neither theirs nor ours."""
 
     def __init__(self, pids: dict[str, int]) -> None:

@@ -1,0 +1,201 @@
+"""docs/handoff.md from two runs of the benchmark: ``python -m benchmarks.handoff write``.
+
+The runs, a good while apart::
+
+    coatcheck bench handoff --json docs/benchmarks/handoff/first.json.gz
+    coatcheck bench handoff --json docs/benchmarks/handoff/second.json.gz
+
+What is claimed of the first must hold in the second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.schemes_report import ROOT, replaced
+from coatcheck.bench.files import read_json
+from coatcheck.bench.handoff.plots import by_size
+from coatcheck.bench.handoff.result import HandoffReport, HandoffRun
+from coatcheck.bench.handoff.table import markdown, shown
+from coatcheck.bench.plots import svg
+
+DOCUMENT = ROOT / "docs/handoff.md"
+DATA = ROOT / "docs/benchmarks/handoff"
+PLOTS = ROOT / "docs/analysis"
+F32, COMPACT = "coatcheck-handle-f32", "coatcheck-handle"
+Figure = Callable[[HandoffRun], float]
+
+
+def ready(run: HandoffRun) -> float:
+    """Median, ms."""
+    assert run.ready_ms is not None
+    return run.ready_ms.p50
+
+
+def writer(run: HandoffRun) -> float:
+    """Median, ms."""
+    assert run.writer_ms is not None
+    return run.writer_ms.p50
+
+
+def blocked(run: HandoffRun) -> float:
+    """Median, ms."""
+    assert run.loop_block_ms is not None
+    return run.loop_block_ms.p50
+
+
+def entry(run: HandoffRun) -> float:
+    """Wall time, median, ms."""
+    assert run.stall_ms.entry is not None
+    return run.stall_ms.entry.p50
+
+
+def follower(run: HandoffRun) -> float:
+    """Wall time, median, ms."""
+    assert run.stall_ms.follower is not None
+    return run.stall_ms.follower.p50
+
+
+def entry_cpu(run: HandoffRun) -> float:
+    """CPU time, median, ms."""
+    assert run.stall_ms.entry is not None
+    return run.stall_ms.entry.cpu_p50
+
+
+def follower_cpu(run: HandoffRun) -> float:
+    """CPU time, median, ms."""
+    assert run.stall_ms.follower is not None
+    return run.stall_ms.follower.cpu_p50
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure of one run, or its ratio to another's, that is to be at most ``limit``."""
+
+    name: str
+    figure: Figure
+    contender: str
+    megabytes: float
+    limit: float
+    against: str = ""  # a ratio
+    against_megabytes: float = 0.0  # the same size unless given
+    ms: bool = False
+
+    def value(self, report: HandoffReport, ranks: int) -> float | None:
+        """None where one of the contenders failed."""
+        own = find(report, self.contender, ranks, self.megabytes)
+        if own is None:
+            return None
+        if not self.against:
+            return self.figure(own)
+        base = find(report, self.against, ranks, self.against_megabytes or self.megabytes)
+        return None if base is None else self.figure(own) / self.figure(base)
+
+
+def goals() -> Iterator[Goal]:
+    """The strongest peers first."""
+    for role, figure in (("entry", entry), ("follower", follower)):
+        yield Goal(
+            f"stall, {role}, against sglang-precomputed-hash, 25 MB", figure, F32, 25, 1 / 3, "sglang-precomputed-hash"
+        )
+    yield Goal("ready against vllm-arena, 25 MB", ready, F32, 25, 1 / 1.5, "vllm-arena")
+    for role, cpu in (("entry", entry_cpu), ("follower", follower_cpu)):
+        yield Goal(f"stall, {role}, CPU, 100 MB", cpu, F32, 100, 0.5, ms=True)
+        yield Goal(f"stall, {role}, CPU, 100 MB against 1 MB", cpu, F32, 100, 1.3, F32, 1)
+    yield Goal("writer against memcpy, 100 MB", writer, F32, 100, 1.15, "memcpy")
+    yield Goal("writer against memcpy, 25 MB", writer, F32, 25, 1.6, "memcpy")
+    yield Goal("event loop blocked, 100 MB", blocked, F32, 100, 2.0, ms=True)
+    for peer, times in (("sglang-default", 15), ("sglang-broadcast-flag", 30)):
+        for role, figure in (("entry", entry), ("follower", follower)):
+            yield Goal(f"stall, {role}, against {peer}, 25 MB", figure, F32, 25, 1 / times, peer)
+    yield Goal("ready against torch-object-list, 25 MB", ready, F32, 25, 1 / 15, "torch-object-list")
+
+
+def find(report: HandoffReport, contender: str, ranks: int, megabytes: float) -> HandoffRun | None:
+    """The run of about that size; None if it failed or is not there."""
+    runs = [run for run in report.runs if (run.contender, run.ranks) == (contender, ranks) and not run.failed]
+    near = [run for run in runs if abs(run.payload_bytes / 1e6 - megabytes) < 0.1 * megabytes]
+    return near[0] if near else None
+
+
+def goal_table(first: HandoffReport, second: HandoffReport) -> str:
+    """Goal, and what both runs gave for each number of ranks."""
+    counts = list(dict.fromkeys(run.ranks for run in first.runs))
+    heads = ["figure", "goal", *[f"{ranks} ranks, {name}" for ranks in counts for name in ("first", "second")]]
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    for goal in goals():
+        limit = f"{shown(goal.limit)} ms" if goal.ms else f"{shown(goal.limit)} x"
+        values = [goal.value(report, ranks) for ranks in counts for report in (first, second)]
+        lines.append([goal.name, limit, *[_cell(value, goal) for value in values]])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(value: float | None, goal: Goal) -> str:
+    if value is None:
+        return "failed"
+    text = f"{shown(value)}{' ms' if goal.ms else ' x'}"
+    return text if value <= goal.limit else f"**{text}**"
+
+
+ORDERINGS: dict[str, Figure] = {"ready": ready, "stall, entry": entry, "stall, follower": follower}
+
+
+def orderings(report: HandoffReport) -> set[tuple[str, int, float, str]]:
+    """Everybody behind whom our float32 handle is: figure, ranks, MB, contender."""
+    found = set()
+    for run in report.runs:
+        if run.failed or run.contender in (F32, COMPACT, "memcpy"):
+            continue
+        own = find(report, F32, run.ranks, run.payload_bytes / 1e6)
+        for name, figure in ORDERINGS.items():
+            if own is not None and figure(own) > figure(run):
+                found.add((name, run.ranks, run.payload_bytes / 1e6, run.contender))
+    return found
+
+
+def ordering_table(first: HandoffReport, second: HandoffReport) -> str:
+    """Where our float32 handle is not the first, in either run."""
+    runs = orderings(first), orderings(second)
+    heads = ["figure", "ranks", "MB", "faster", "first run", "second run"]
+    lines = [heads, ["---", "---:", "---:", "---", "---", "---"]]
+    for found in sorted(runs[0] | runs[1]):
+        name, ranks, size, peer = found
+        lines.append([name, str(ranks), f"{size:.1f}", peer, *("yes" if found in of else "no" for of in runs)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def with_tables(text: str, first: HandoffReport, second: HandoffReport) -> str:
+    """The document with its tables made anew."""
+    for name, made in (
+        ("goals", goal_table(first, second)),
+        ("orderings", ordering_table(first, second)),
+        ("figures", markdown(first)),
+    ):
+        text = replaced(text, name, made, "handoff")
+    return text
+
+
+def read(directory: Path = DATA) -> tuple[HandoffReport, HandoffReport]:
+    """Both runs."""
+    first, second = (read_json(directory / f"{name}.json.gz", HandoffReport) for name in ("first", "second"))
+    return first, second
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("action", choices=("write",))
+    parser.parse_args()
+    first, second = read()
+    DOCUMENT.write_text(with_tables(DOCUMENT.read_text(), first, second))
+    for ranks in dict.fromkeys(run.ranks for run in first.runs):
+        (PLOTS / f"handoff-{ranks}-ranks.svg").write_text(svg(by_size(first, ranks), f"handoff{ranks}") + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

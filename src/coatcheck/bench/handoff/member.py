@@ -1,0 +1,188 @@
+"""One process of a team: its front end or one of its ranks. Started by ``team``, in a contender's own interpreter.
+
+Commands come as lines of JSON on standard input, answers go as lines to the descriptor that was standard output;
+whatever libraries print goes to standard error. An answer with ``failed`` says why the process cannot go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from coatcheck.bench.handoff.meter import Front, Meter, Payload, Place, RankSide, checksum
+from coatcheck.process import die_with_parent, set_name
+
+VARIANTS = 2  # tensors of one size that take turns
+WIDE, COMPACT = 1176, 588  # values per patch: 3 channels x 2 frames x 14 x 14, and one frame
+
+
+def _values(grid: tuple[int, int, int], seed: int) -> tuple[Any, Any]:
+    rng = np.random.default_rng(seed)
+    patches = grid[0] * grid[1] * grid[2]
+    return rng.random((patches, WIDE), dtype=np.float32), rng.integers(0, 256, (patches, COMPACT), dtype=np.uint8)
+
+
+class FrontMember:
+    """Runs each hand-off on an event loop, as a front end does."""
+
+    def __init__(self, make: Callable[[Place], Front], place: Place) -> None:
+        self._front = make(place)
+        self._loop = asyncio.Runner()  # one for all, as executors and sockets belong to a loop
+        self._values: dict[tuple[int, int, int], list[tuple[Any, Any]]] = {}
+
+    def hand_off(self, name: str, grid: tuple[int, int, int], encoded: str, beat: bool) -> dict[str, Any]:
+        """``beat``: measures how long the loop was not free, which disturbs everything else that is measured."""
+        made = self._values.setdefault(grid, [])
+        if len(made) < VARIANTS:
+            made.append(_values(grid, len(made)))
+        wide, compact = made[0]
+        made.append(made.pop(0))
+        for values in (wide, compact):  # new content
+            values.reshape(-1).view(np.uint32)[0] = time.monotonic_ns() % 2**31
+        payload = Payload(name, grid, wide, compact, Path(encoded).read_bytes())
+        return self._loop.run(self._hand_off(payload, beat))
+
+    async def _hand_off(self, payload: Payload, beat: bool) -> dict[str, Any]:
+        pulse = asyncio.create_task(_longest_gap()) if beat else None
+        await asyncio.sleep(0)
+        written = await self._front.hand_off(payload)
+        gap = None
+        if pulse is not None:
+            await asyncio.sleep(0)
+            pulse.cancel()
+            gap = await pulse
+        return {
+            "started": written.started,
+            "writer_s": written.writer_s,
+            "hash_s": written.hash_s,
+            "carried": written.values.nbytes,
+            "checksum": checksum(written.values),
+            "loop_block_s": gap,
+        }
+
+    def settle(self) -> dict[str, Any]:
+        """See :class:`coatcheck.bench.handoff.meter.Front`."""
+        self._front.settle()
+        return {}
+
+    def close(self) -> None:
+        """See :class:`coatcheck.bench.handoff.meter.Front`."""
+        self._front.close()
+        self._loop.close()
+
+
+async def _longest_gap() -> float:
+    """Seconds between two turns on the event loop, until it is cancelled."""
+    longest, last = 0.0, time.monotonic()
+    while True:
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            return longest
+        longest, last = max(longest, time.monotonic() - last), time.monotonic()
+
+
+class RankMember:
+    """Takes what is handed off on its only thread."""
+
+    def __init__(self, make: Callable[[Place], RankSide], place: Place) -> None:
+        self._side = make(place)
+
+    def take(self, waiting: Callable[[], None]) -> dict[str, Any]:
+        """``waiting`` is called just before it sleeps."""
+        meter = Meter()
+        waiting()
+        self._side.wait()
+        tensor = self._side.take(meter)
+        begin = time.monotonic()
+        found = checksum(tensor.numpy())
+        read_s = time.monotonic() - begin
+        del tensor
+        begin, cpu = time.monotonic(), time.thread_time()
+        self._side.release()
+        release = [time.monotonic() - begin, time.thread_time() - cpu]
+        return {"steps": meter.steps, "release": release, "read_s": read_s, "checksum": found}
+
+    def close(self) -> None:
+        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
+        self._side.close()
+
+
+class Member:
+    """Obeys commands."""
+
+    def __init__(self, directory: str, ranks: int, rank: int, out: IO[str]) -> None:
+        self._place = directory, ranks, rank
+        self._out = out
+        self._sides: dict[str, FrontMember | RankMember] = {}
+        self._joined = False
+
+    def answer(self, **words: Any) -> None:
+        """One line."""
+        print(json.dumps(words), file=self._out, flush=True)
+
+    def obey(self, do: str, contender: str, **options: Any) -> None:
+        """One command, one answer; taking has one more, before."""
+        side = self._sides.get(contender)
+        if do == "open":
+            self.answer(ranked=self._open(contender, **options))
+        elif do == "hand_off" and isinstance(side, FrontMember):
+            self.answer(**side.hand_off(grid=tuple(options.pop("grid")), **options))
+        elif do == "settle" and isinstance(side, FrontMember):
+            self.answer(**side.settle())
+        elif do == "take" and isinstance(side, RankMember):
+            self.answer(**side.take(lambda: self.answer(waiting=True)))
+        else:
+            raise ValueError(f"{do} {contender}: not known here")
+
+    def _open(self, contender: str, module: str) -> bool:
+        """True if the contender has ranks at all."""
+        code = importlib.import_module(module)
+        place = Place(contender, *self._place)
+        front, rank = code.SIDES[contender]
+        if place.rank < 0:
+            self._sides[contender] = FrontMember(front, place)
+        if place.rank < 0 or rank is None:
+            return rank is not None
+        if hasattr(code, "join") and not self._joined:
+            code.join(place)
+            self._joined = True
+        self._sides[contender] = RankMember(rank, place)
+        return True
+
+    def close(self) -> None:
+        """All sides."""
+        for side in self._sides.values():
+            side.close()
+
+
+def main(directory: str, ranks: str, rank: str) -> None:
+    """Until standard input ends."""
+    set_name(f"handoff-{'front' if rank == '-1' else rank}")
+    die_with_parent()
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    member = Member(directory, int(ranks), int(rank), out)
+    try:
+        for line in sys.stdin:
+            member.obey(**json.loads(line))
+        member.close()
+    except BaseException as error:
+        traceback.print_exc()
+        member.answer(failed=f"{type(error).__name__}: {error}".splitlines()[0])
+    sys.stderr.flush()
+    os._exit(0)  # what threads of libraries still do is not waited for
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

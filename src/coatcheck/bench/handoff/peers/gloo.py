@@ -1,0 +1,83 @@
+"""torch's own: the process group that several contenders use, and ``torch-object-list``."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import msgspec
+import torch
+import torch.distributed as dist
+
+from coatcheck.bench.handoff.meter import WAIT_S, Meter, Payload, Place, Written
+from coatcheck.bench.handoff.peers.pipe import Inbox, Outbox, Watch
+from coatcheck.messages import Tensor
+from coatcheck.strategies.materialize import tensor_over
+
+
+def join(place: Place) -> None:
+    """Every rank of a team, once."""
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{place.directory}/rendezvous",
+        rank=place.rank,
+        world_size=place.ranks,
+        timeout=timedelta(seconds=WAIT_S),
+    )
+
+
+class ObjectListFront:
+    """Sends the tensor's bytes to the entry rank; nothing is copied on the way into the socket."""
+
+    def __init__(self, place: Place) -> None:
+        self._out = Outbox(place.path("requests"))
+
+    async def hand_off(self, payload: Payload) -> Written:
+        """See :class:`coatcheck.bench.handoff.meter.Front`."""
+        watch = Watch()
+        self._out.socket.send_multipart([msgspec.json.encode(payload.wide.shape), payload.wide.data], copy=False)
+        return Written(watch.start, watch.seconds(), None, payload.wide)
+
+    def settle(self) -> None:
+        """Nothing is lent."""
+
+    def close(self) -> None:
+        """See :class:`coatcheck.bench.handoff.meter.Front`."""
+        self._out.close()
+
+
+class ObjectListRank:
+    """The entry rank broadcasts a list of the one tensor."""
+
+    def __init__(self, place: Place) -> None:
+        self._in = Inbox(place.path("requests")) if place.rank == 0 else None
+        self._held: list[torch.Tensor] = []
+
+    def wait(self) -> None:
+        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
+        if self._in is not None:
+            self._in.wait()
+
+    def take(self, meter: Meter) -> torch.Tensor:
+        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
+        with meter.step("broadcast"):
+            objects = [None if self._in is None else _received(self._in)]
+            dist.broadcast_object_list(objects, src=0)
+            self._held = [tensor for tensor in objects if tensor is not None]
+        return self._held[0]
+
+    def release(self) -> None:
+        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
+        self._held.clear()
+
+    def close(self) -> None:
+        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
+        if self._in is not None:
+            self._in.close()
+
+
+def _received(inbox: Inbox) -> torch.Tensor:
+    shape, values = inbox.receive()
+    return tensor_over(values.buffer, Tensor(0, tuple(msgspec.json.decode(shape.bytes)), "float32"))
+
+
+SIDES = {"torch-object-list": (ObjectListFront, ObjectListRank)}

@@ -1,0 +1,91 @@
+"""Ray's object store: ``ray.put`` in the front end, ``ray.get`` on every rank, zero-copy and read-only.
+
+The reference travels over our socket to the entry rank and a gloo broadcast, as a handle would.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+
+from coatcheck.bench.handoff.meter import WAIT_S, Meter, Payload, Place, Written
+from coatcheck.bench.handoff.peers.gloo import join as join
+from coatcheck.bench.handoff.peers.pipe import Inbox, Outbox, Watch
+from coatcheck.messages import Tensor
+from coatcheck.strategies.materialize import tensor_over
+
+STORE_BYTES = 1 << 30
+
+
+def _start(**options: Any) -> None:
+    ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False, **options)
+
+
+class Front:
+    """A driver, and the head of a cluster of its own."""
+
+    def __init__(self, place: Place) -> None:
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        _start(num_cpus=1, object_store_memory=STORE_BYTES, _temp_dir=place.path("ray"))
+        Path(place.path("address")).write_text(ray.get_runtime_context().gcs_address)
+        self._out = Outbox(place.path("requests"))
+        self._kept: list[ray.ObjectRef] = []
+
+    async def hand_off(self, payload: Payload) -> Written:
+        """See :class:`coatcheck.bench.handoff.meter.Front`."""
+        watch = Watch()
+        reference = ray.put(payload.wide)
+        self._kept = [reference]
+        self._out.socket.send(ray.cloudpickle.dumps(reference))
+        return Written(watch.start, watch.seconds(), None, payload.wide)
+
+    def settle(self) -> None:
+        """The last reference is the front end's."""
+        self._kept.clear()
+
+    def close(self) -> None:
+        """See :class:`coatcheck.bench.handoff.meter.Front`."""
+        self._out.close()
+        ray.shutdown()
+
+
+class Rank:
+    """A driver of the same cluster."""
+
+    def __init__(self, place: Place) -> None:
+        _start(address=Path(place.path("address")).read_text(), namespace=place.contender)
+        self._in = Inbox(place.path("requests")) if place.rank == 0 else None
+        self._held: list[Any] = []
+
+    def wait(self) -> None:
+        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
+        if self._in is not None:
+            self._in.wait()
+
+    def take(self, meter: Meter) -> torch.Tensor:
+        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
+        with meter.step("get"):
+            found = [None if self._in is None else self._in.receive()[0].bytes]
+            dist.broadcast_object_list(found, src=0)
+            values = ray.get(pickle.loads(found[0] or b""), timeout=WAIT_S)
+            self._held = [tensor_over(values, Tensor(0, values.shape, "float32"))]
+        return self._held[0]
+
+    def release(self) -> None:
+        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
+        self._held.clear()
+
+    def close(self) -> None:
+        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
+        if self._in is not None:
+            self._in.close()
+        ray.shutdown()
+
+
+SIDES = {"ray": (Front, Rank)}

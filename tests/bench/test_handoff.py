@@ -1,0 +1,183 @@
+"""``coatcheck bench handoff`` with small payloads and our own contenders, and with contenders that go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from coatcheck.bench.files import read_json
+from coatcheck.bench.handoff import team
+from coatcheck.bench.handoff.config import PATCH_BYTES, HandoffConfig, grid_of
+from coatcheck.bench.handoff.contenders import CONTENDERS, OWN, Contender
+from coatcheck.bench.handoff.member import FrontMember
+from coatcheck.bench.handoff.meter import Payload, Place, Written
+from coatcheck.bench.handoff.page import html
+from coatcheck.bench.handoff.result import HandoffReport
+from coatcheck.bench.handoff.rounds import measure
+from coatcheck.bench.handoff.table import markdown
+from coatcheck.cli import app
+from coatcheck.errors import ConfigError
+
+OURS = ("coatcheck-handle", "coatcheck-handle-f32", "coatcheck-dict", "torch-object-list", "memcpy")
+MB = 0.08  # 16 patches
+
+pytestmark = pytest.mark.timeout(240)  # starting ranks is bounded by itself
+
+
+def quiet(text: str) -> None:
+    """No progress."""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> HandoffReport:
+    """Two rounds of what needs no peer, and one peer that is not there."""
+    config = HandoffConfig(
+        contenders=(*OURS, "ray"),
+        ranks=(2,),
+        sizes=(MB, 4 * MB),
+        rounds=2,
+        repeats=2,
+        peers=tmp_path_factory.mktemp("no"),
+    )
+    return measure(config, quiet)
+
+
+def test_every_rank_gets_every_byte_and_every_span_is_there(report: HandoffReport) -> None:
+    runs = [run for run in report.runs if run.contender != "ray"]
+    assert [run.failed for run in runs] == [""] * 2 * len(OURS)
+    for run in runs:
+        plain = [sample for sample in run.samples if sample.loop_block_ms is None]
+        assert (len(plain), len(run.samples)) == (4, 6)
+        assert {sample.round for sample in run.samples} == {1, 2}
+        assert run.writer_ms is not None and run.writer_ms.p50 > 0 and run.loop_block_ms is not None
+        if run.contender == "memcpy":
+            assert run.ready_ms is run.stall_ms.entry is None
+            continue
+        assert run.ready_ms is not None and run.stall_ms.entry is not None and run.stall_ms.follower is not None
+        assert run.stall_ms.entry.cpu_p50 > 0
+        for sample in plain:
+            assert sample.ready_ms is not None and sample.ready_ms > 0
+            assert len(sample.steps) == len(sample.read_ms) == 2
+            assert all(step.wall_ms >= 0 for steps in sample.steps for step in steps)
+
+
+def test_handles_carry_an_eighth_and_the_rest_carries_all(report: HandoffReport) -> None:
+    carried = {run.contender: run.carried_bytes / run.payload_bytes for run in report.runs if not run.failed}
+    assert carried == {**dict.fromkeys(OURS, 1.0), "coatcheck-handle": 1 / 8}
+
+
+def test_a_contender_that_is_not_installed_is_listed_with_the_reason(report: HandoffReport) -> None:
+    (reason,) = {run.failed for run in report.runs if run.contender == "ray"}
+    assert "make peers" in reason
+    assert f"failed: {reason}" in markdown(report)
+    assert reason in html(report)
+
+
+def test_the_load_of_others_is_recorded_for_each_turn(report: HandoffReport) -> None:
+    assert [(turn.contender, turn.round) for turn in report.turns if turn.round == 1] == [
+        (name, 1) for name in (*OURS[1:], OURS[0])
+    ]
+    assert len(report.turns) == 2 * len(OURS)
+    assert all(turn.load >= 0 for turn in report.turns)
+
+
+def test_nothing_is_left(report: HandoffReport) -> None:
+    assert not [child for child in psutil.Process().children(recursive=True) if "handoff" in " ".join(child.cmdline())]
+    assert not list(Path(tempfile.gettempdir()).glob(f"coatcheck-handoff-*{os.getpid()}*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("will-not-start", "front end: RuntimeError: no such device"),
+        ("raises", "rank 1: ValueError: cannot be mapped"),
+        ("dies", "rank 1: SystemExit: 3"),
+        ("hangs", "the rank 1 did not answer within"),
+        ("other-bytes", "rank 0 got other bytes"),
+    ],
+)
+def test_one_that_goes_wrong_is_listed_and_the_others_go_on(
+    name: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CONTENDERS, name, Contender(name, OWN, "tests.support.handoff_faults"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setattr(team, "HAND_OFF_S", 5.0)
+    config = HandoffConfig(contenders=(name, "torch-object-list"), ranks=(2,), sizes=(MB,), rounds=1, repeats=1)
+    wrong, right = measure(config, quiet).runs
+    assert wrong.failed.startswith(reason) and "\n" not in wrong.failed
+    assert right.failed == "" and right.ready_ms is not None
+
+
+class Slow:
+    """A front end that takes a while, with or without the event loop."""
+
+    def __init__(self, place: Place) -> None:
+        self._blocks = place.contender == "blocks"
+
+    async def hand_off(self, payload: Payload) -> Written:
+        """See :class:`coatcheck.bench.handoff.meter.Front`."""
+        if self._blocks:
+            time.sleep(0.2)  # noqa: ASYNC251 - the fault
+        else:
+            await asyncio.sleep(0.2)
+        return Written(time.monotonic(), 0.0, None, payload.wide)
+
+    def settle(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+def test_a_blocked_event_loop_is_seen_and_a_waiting_one_is_none(blocks: bool, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(b"")
+    member = FrontMember(Slow, Place("blocks" if blocks else "waits", str(tmp_path), 1))
+    gap = member.hand_off("a", (1, 2, 2), str(image), True)["loop_block_s"]
+    member.close()
+    assert (gap >= 0.2) if blocks else (gap < 0.15)
+
+
+def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
+    options = ["--contenders", "memcpy", "--ranks", "1", "--sizes", "0.08,0.3", "--rounds", "1"]
+    files = ["--json", str(tmp_path / "r.json.gz"), "--html", str(tmp_path / "r.html")]
+    done = CliRunner().invoke(app, ["bench", "handoff", *options, *files])
+    assert done.exit_code == 0, done.output
+    written = read_json(tmp_path / "r.json.gz", HandoffReport)
+    assert [run.contender for run in written.runs] == ["memcpy"] * 2
+    assert "memcpy" in done.output and "memcpy" in (tmp_path / "r.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--contenders", "memcpy,pigeon"], "pigeon"),
+        (["--contenders", ""], "--contenders"),
+        (["--ranks", "2.5"], "--ranks"),
+        (["--ranks", "0"], "--ranks"),
+        (["--sizes", "big"], "--sizes"),
+        (["--sizes", "1000"], "--sizes"),
+        (["--rounds", "0"], "--rounds"),
+        (["--json", "/nowhere/at/all.json"], "--json"),
+    ],
+)
+def test_an_impossible_option_is_named(options: list[str], named: str) -> None:
+    done = CliRunner().invoke(app, ["bench", "handoff", *options])
+    assert isinstance(done.exception, ConfigError)
+    assert named in str(done.exception)
+
+
+@pytest.mark.parametrize("megabytes", [0.02, 1, 5.8, 25, 100])
+def test_the_image_taken_is_about_as_large_as_asked(megabytes: float) -> None:
+    t, h, w = grid_of(megabytes)
+    assert t == 1 and h % 2 == w % 2 == 0
+    assert abs(h * w * PATCH_BYTES / 1e6 - megabytes) <= max(0.02 * megabytes, 0.02)
+    assert 0.5 <= h / w <= 2

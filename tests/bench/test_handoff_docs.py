@@ -1,0 +1,60 @@
+"""docs/handoff.md says what was measured, and claims what both runs agree on."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.handoff import DOCUMENT, F32, Goal, entry, find, goal_table, orderings, read, ready, with_tables
+from coatcheck.bench.handoff.contenders import CONTENDERS
+from coatcheck.bench.handoff.result import HandoffReport, HandoffRun, Quantiles, Stall, StallByRole
+
+
+def test_the_tables_are_those_of_the_data() -> None:
+    text = DOCUMENT.read_text()
+    assert with_tables(text, *read()) == text
+
+
+def test_every_contender_is_in_both_runs() -> None:
+    for report in read():
+        assert {run.contender for run in report.runs} == set(CONTENDERS)
+
+
+def test_both_runs_agree_about_who_is_faster_than_a_handle() -> None:
+    first, second = read()
+    assert orderings(first) == orderings(second)
+
+
+def run(contender: str, megabytes: float, ms: float, failed: str = "") -> HandoffRun:
+    size = round(megabytes * 1e6)
+    stall = Stall(ms, ms, ms, ms)
+    both = Quantiles(ms, ms)
+    return HandoffRun(contender, 2, size, size, both, both, StallByRole(stall, stall), None, both, None, failed, [])
+
+
+def report(*runs: HandoffRun) -> HandoffReport:
+    return HandoffReport(1, {}, {"rounds": 1}, [], list(runs))
+
+
+def test_a_goal_is_a_figure_or_a_ratio_and_a_miss_is_bold() -> None:
+    made = report(run(F32, 1.02, 1.0), run(F32, 100.3, 2.0), run("vllm-arena", 100.3, 8.0))
+    assert Goal("", ready, F32, 100, 0.5, ms=True).value(made, 2) == 2.0
+    assert Goal("", ready, F32, 100, 0.5, "vllm-arena").value(made, 2) == 0.25
+    assert Goal("", entry, F32, 100, 0.5, F32, 1).value(made, 2) == 2.0
+    table = goal_table(made, made)
+    assert "| stall, entry, CPU, 100 MB | 0.5 ms | **2 ms** | **2 ms** |" in table
+    assert "failed" in next(line for line in table.splitlines() if "memcpy, 25 MB" in line)
+
+
+def test_a_failed_contender_and_another_size_are_not_found() -> None:
+    made = report(run("ray", 25.8, 1.0, failed="not installed"), run(F32, 25.8, 1.0))
+    assert find(made, "ray", 2, 25) is None
+    assert find(made, F32, 2, 100) is None
+    assert find(made, F32, 4, 25) is None
+    assert find(made, F32, 2, 25) is not None
+
+
+@pytest.mark.parametrize(("peer", "behind"), [(0.5, True), (2.0, False)])
+def test_orderings_name_who_is_faster(peer: float, behind: bool) -> None:
+    made = report(run(F32, 25.8, 1.0), run("vllm-arena", 25.8, peer), run("memcpy", 25.8, 0.1))
+    assert bool(orderings(made)) is behind
+    assert {found[3] for found in orderings(made)} <= {"vllm-arena"}
