@@ -27,6 +27,7 @@ from coatcheck.errors import ConfigError
 
 OURS = ("coatcheck-handle", "coatcheck-handle-f32", "coatcheck-dict", "torch-object-list", "memcpy")
 MB = 0.08  # 16 patches
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.timeout(240)  # starting ranks is bounded by itself
 
@@ -44,6 +45,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> HandoffReport:
         sizes=(MB, 4 * MB),
         rounds=2,
         repeats=2,
+        burst=3,
         peers=tmp_path_factory.mktemp("no"),
     )
     return measure(config, quiet)
@@ -58,10 +60,11 @@ def test_every_rank_gets_every_byte_and_every_span_is_there(report: HandoffRepor
         assert {sample.round for sample in run.samples} == {1, 2}
         assert run.writer_ms is not None and run.writer_ms.p50 > 0 and run.loop_block_ms is not None
         if run.contender == "memcpy":
-            assert run.ready_ms is run.stall_ms.entry is None
+            assert (run.ready_ms, run.stall_ms.entry, run.queued) == (None, None, [])
             continue
         assert run.ready_ms is not None and run.stall_ms.entry is not None and run.stall_ms.follower is not None
-        assert run.stall_ms.entry.cpu_p50 > 0
+        assert run.stall_ms.entry.cpu_p50 > 0 and run.idle_stall_ms.follower is not None
+        assert [one.round for one in run.queued] == [1, 1, 2, 2]
         for sample in plain:
             assert sample.ready_ms is not None and sample.ready_ms > 0
             assert len(sample.steps) == len(sample.read_ms) == 2
@@ -100,16 +103,17 @@ def test_nothing_is_left(report: HandoffReport) -> None:
         ("raises", "rank 1: ValueError: cannot be mapped"),
         ("dies", "rank 1: SystemExit: 3"),
         ("hangs", "the rank 1 did not answer within"),
-        ("other-bytes", "rank 0 got other bytes"),
+        ("other-bytes", "rank 1 got other bytes"),
     ],
 )
 def test_one_that_goes_wrong_is_listed_and_the_others_go_on(
     name: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(CONTENDERS, name, Contender(name, OWN, "tests.support.handoff_faults"))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    for one in (name, "works"):
+        monkeypatch.setitem(CONTENDERS, one, Contender(one, OWN, "tests.support.handoff_faults"))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}/src:{ROOT}")
     monkeypatch.setattr(team, "HAND_OFF_S", 5.0)
-    config = HandoffConfig(contenders=(name, "torch-object-list"), ranks=(2,), sizes=(MB,), rounds=1, repeats=1)
+    config = HandoffConfig(contenders=(name, "works"), ranks=(2,), sizes=(MB,), rounds=1, repeats=1)
     wrong, right = measure(config, quiet).runs
     assert wrong.failed.startswith(reason) and "\n" not in wrong.failed
     assert right.failed == "" and right.ready_ms is not None
@@ -166,6 +170,7 @@ def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
         (["--sizes", "big"], "--sizes"),
         (["--sizes", "1000"], "--sizes"),
         (["--rounds", "0"], "--rounds"),
+        (["--burst", "1"], "--burst"),
         (["--json", "/nowhere/at/all.json"], "--json"),
     ],
 )

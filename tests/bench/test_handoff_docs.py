@@ -27,8 +27,8 @@ def test_both_runs_agree_about_who_is_faster_than_a_handle() -> None:
 def run(contender: str, megabytes: float, ms: float, failed: str = "") -> HandoffRun:
     size = round(megabytes * 1e6)
     stall = Stall(ms, ms, ms, ms)
-    both = Quantiles(ms, ms)
-    return HandoffRun(contender, 2, size, size, both, both, StallByRole(stall, stall), None, both, None, failed, [])
+    both, stalls = Quantiles(ms, ms), StallByRole(stall, stall)
+    return HandoffRun(contender, 2, size, size, both, both, stalls, stalls, None, both, None, failed, [], [])
 
 
 def report(*runs: HandoffRun) -> HandoffReport:

@@ -19,6 +19,8 @@ def handoff(
     ranks: Annotated[str, typer.Option(help="Numbers of ranks, with commas between.")] = "2,4",
     sizes: Annotated[str, typer.Option(help="MB of float32 pixels, with commas between.")] = "1,5.8,25,100",
     rounds: Annotated[int, typer.Option(help="Rounds; contenders take turns in each.")] = 9,
+    repeats: Annotated[int, typer.Option(help="Hand-offs of a size in one turn, one at a time.")] = 2,
+    burst: Annotated[int, typer.Option(help="Hand-offs of a size in one turn, queued.")] = 4,
     peers: Annotated[Path, typer.Option(help="Where 'make peers' has put the peers' environments.")] = Path(".peers"),
     json: Annotated[Path | None, typer.Option(help="Write everything there, samples too (.gz: compressed).")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with plots there.")] = None,
@@ -35,6 +37,8 @@ def handoff(
         ranks=tuple(map(int, counts)),
         sizes=numbers(sizes, "--sizes"),
         rounds=rounds,
+        repeats=repeats,
+        burst=burst,
         peers=peers,
     )
     for path in (json, html):

@@ -11,7 +11,8 @@ from coatcheck.errors import ConfigError
 
 PATCH_BYTES = 4704  # of a wide patch: 1176 float32
 EDGE = 14  # pixels of a patch
-LARGEST_MB = 200.0  # two of them and their compact forms are held by every team's front end, and every arena has room
+LARGEST_MB = 200.0
+MOST_QUEUED = 5  # of the largest payload: what every contender's memory has room for
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class HandoffConfig:
         100.0,
     )  # MB of float32 pixels; the nearest image is taken
     rounds: int = 9
-    repeats: int = 4  # hand-offs of a size in one turn; in one more the event loop alone is measured
+    repeats: int = 2  # hand-offs of a size in one turn, one at a time; in one more the event loop alone is measured
+    burst: int = 4  # hand-offs that wait for the ranks in a queue, once in a turn; the first of them warms up
     peers: Path = Path(".peers")
 
     def __post_init__(self) -> None:
@@ -41,6 +43,8 @@ class HandoffConfig:
             raise ConfigError(f"--sizes: MB from 0.01 to {LARGEST_MB:g}, with commas between")
         if self.rounds < 1 or self.repeats < 1:
             raise ConfigError("--rounds, --repeats: at least 1")
+        if not 2 <= self.burst <= MOST_QUEUED:
+            raise ConfigError(f"--burst: from 2 to {MOST_QUEUED}")
 
 
 def numbers(text: str, option: str) -> tuple[float, ...]:

@@ -52,6 +52,12 @@ class FrontMember:
         payload = Payload(name, grid, wide, compact, Path(encoded).read_bytes())
         return self._loop.run(self._hand_off(payload, beat))
 
+    def burst(self, names: list[str], grid: tuple[int, int, int], encoded: str) -> dict[str, Any]:
+        """All of them, before any rank takes one."""
+        for name in names:
+            self.hand_off(name, grid, encoded, False)
+        return {}
+
     async def _hand_off(self, payload: Payload, beat: bool) -> dict[str, Any]:
         pulse = asyncio.create_task(_longest_gap()) if beat else None
         await asyncio.sleep(0)
@@ -70,9 +76,10 @@ class FrontMember:
             "loop_block_s": gap,
         }
 
-    def settle(self) -> dict[str, Any]:
+    def settle(self, count: int) -> dict[str, Any]:
         """See :class:`coatcheck.bench.handoff.meter.Front`."""
-        self._front.settle()
+        for _ in range(count):
+            self._front.settle()
         return {}
 
     def close(self) -> None:
@@ -108,10 +115,23 @@ class RankMember:
         found = checksum(tensor.numpy())
         read_s = time.monotonic() - begin
         del tensor
+        return {"steps": meter.steps, "release": self._release(), "read_s": read_s, "checksum": found}
+
+    def burst(self, count: int) -> dict[str, Any]:
+        """Takes and releases so many, one after the other; they wait already."""
+        taken = []
+        for _ in range(count):
+            meter = Meter()
+            self._side.wait()
+            self._side.take(meter)
+            taken.append({"steps": meter.steps, "release": self._release()})
+        return {"taken": taken}
+
+    def _release(self) -> list[float]:
+        """Wall and CPU seconds."""
         begin, cpu = time.monotonic(), time.thread_time()
         self._side.release()
-        release = [time.monotonic() - begin, time.thread_time() - cpu]
-        return {"steps": meter.steps, "release": release, "read_s": read_s, "checksum": found}
+        return [time.monotonic() - begin, time.thread_time() - cpu]
 
     def close(self) -> None:
         """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
@@ -138,8 +158,12 @@ class Member:
             self.answer(ranked=self._open(contender, **options))
         elif do == "hand_off" and isinstance(side, FrontMember):
             self.answer(**side.hand_off(grid=tuple(options.pop("grid")), **options))
+        elif do == "burst" and isinstance(side, FrontMember):
+            self.answer(**side.burst(grid=tuple(options.pop("grid")), **options))
         elif do == "settle" and isinstance(side, FrontMember):
-            self.answer(**side.settle())
+            self.answer(**side.settle(**options))
+        elif do == "burst" and isinstance(side, RankMember):
+            self.answer(**side.burst(**options))
         elif do == "take" and isinstance(side, RankMember):
             self.answer(**side.take(lambda: self.answer(waiting=True)))
         else:

@@ -9,6 +9,8 @@ thread that measures. One hand-off:
   it is on all of them, where a contender lets them know: from the moment in which the entry rank turns to the request
   (a follower's step begins with the entry rank's step of that name, since a lock-step scheduler waits for it) to the
   moment in which the thread is free again. Time between steps is free.
+  A rank that slept before is slower, in CPU time too (one gloo broadcast 0.07 ms, after 10 ms of sleep 0.31 ms). So
+  stalls are measured in *bursts*, in which requests wait for the ranks, and apart from that with one request at a time.
 * *ready*: from ``started`` until the last rank's thread has done its last step.
 * *release*: what the thread does to let go of the tensor after its use. Part of the stall.
 * *read*: reading every byte of the tensor once, afterwards, which also faults in what was only mapped.
@@ -122,7 +124,7 @@ class RankSide(Protocol):
 
 
 def checksum(values: NDArray[np.float32] | NDArray[np.uint8]) -> int:
-    """Reads every byte; differs where one value does."""
+    """Reads every byte, at the speed of memory: the sum of its words. Not made to withstand anybody."""
     flat = values.reshape(-1).view(np.uint8)
     whole = flat[: len(flat) // 8 * 8].view(np.uint64)
-    return (int(np.bitwise_xor.reduce(whole)) ^ int(flat[len(whole) * 8 :].sum())) & (2**64 - 1)
+    return int(np.add.reduce(whole)) + int(flat[len(whole) * 8 :].sum())

@@ -10,10 +10,24 @@ from coatcheck.bench.handoff.result import HandoffReport, HandoffRun
 from coatcheck.bench.plots import BLACK, BLUE, GREEN, GREY, LEAST_MS, VERMILLION, plain_log_ticks, styled
 
 COLOURS = {"coatcheck": VERMILLION, "sglang": BLUE, "vllm": GREEN, "memcpy": BLACK}  # by the first part of the name
+
+
+def _ready(run: HandoffRun) -> float | None:
+    return None if run.ready_ms is None else run.ready_ms.p50
+
+
+def _stall(run: HandoffRun) -> float | None:
+    return None if run.stall_ms.entry is None else run.stall_ms.entry.p50
+
+
+def _writer(run: HandoffRun) -> float | None:
+    return None if run.writer_ms is None else run.writer_ms.p50
+
+
 PANELS: list[tuple[str, Callable[[HandoffRun], float | None]]] = [
-    ("ready on all ranks", lambda run: run.ready_ms and run.ready_ms.p50),
-    ("stall of the entry rank", lambda run: run.stall_ms.entry and run.stall_ms.entry.p50),
-    ("front end's part", lambda run: run.writer_ms and run.writer_ms.p50),
+    ("ready on all ranks", _ready),
+    ("stall of the entry rank", _stall),
+    ("front end's part", _writer),
 ]
 
 

@@ -27,6 +27,13 @@ class Sample(msgspec.Struct, frozen=True):
     loop_block_ms: float | None = None  # where it is there, nothing else of the sample is used
 
 
+class Queued(msgspec.Struct, frozen=True):
+    """One request that waited for the ranks, behind others."""
+
+    round: int
+    steps: list[list[Step]]  # by rank
+
+
 class Quantiles(msgspec.Struct, frozen=True):
     """Over all samples."""
 
@@ -35,7 +42,7 @@ class Quantiles(msgspec.Struct, frozen=True):
 
 
 class Stall(msgspec.Struct, frozen=True):
-    """All steps of a request together; of followers, all of them pooled."""
+    """All steps of a request together, the release too; of followers, all of them pooled."""
 
     p50: float
     p99: float
@@ -59,12 +66,14 @@ class HandoffRun(msgspec.Struct, frozen=True):
     carried_bytes: int  # of what the ranks get
     writer_ms: Quantiles | None  # all None where it failed before the first sample
     ready_ms: Quantiles | None
-    stall_ms: StallByRole
+    stall_ms: StallByRole  # of requests that waited for the ranks
+    idle_stall_ms: StallByRole  # of requests that came one at a time, to ranks that slept
     hash_ms: Quantiles | None
     loop_block_ms: Quantiles | None
     read_ms: Quantiles | None  # of all ranks
     failed: str  # why there are no samples, or no more; empty if there are all
     samples: list[Sample]
+    queued: list[Queued]
 
 
 class Turn(msgspec.Struct, frozen=True):

@@ -16,8 +16,8 @@ from PIL import Image
 from coatcheck.bench.environment import environment, load_average
 from coatcheck.bench.handoff.config import EDGE, HandoffConfig, grid_of
 from coatcheck.bench.handoff.contenders import CONTENDERS, interpreter, versions
-from coatcheck.bench.handoff.result import HandoffReport, HandoffRun, Sample, Turn
-from coatcheck.bench.handoff.summary import run_of, sampled
+from coatcheck.bench.handoff.result import HandoffReport, HandoffRun, Queued, Sample, Turn
+from coatcheck.bench.handoff.summary import run_of, sampled, steps_of
 from coatcheck.bench.handoff.team import Team, TeamFailed
 from coatcheck.bench.result import SCHEMA
 from coatcheck.bench.rounds import CpuMeter, rotated
@@ -71,6 +71,7 @@ class _Match:
     progress: Progress
     failures: dict[str, str] = field(default_factory=dict)
     samples: dict[tuple[str, Grid], list[Sample]] = field(default_factory=lambda: defaultdict(list))
+    bursts: dict[tuple[str, Grid], list[Queued]] = field(default_factory=lambda: defaultdict(list))
     carried: dict[tuple[str, Grid], int] = field(default_factory=dict)
     turns: list[Turn] = field(default_factory=list)
     _teams: dict[str, Team] = field(default_factory=dict)
@@ -92,7 +93,15 @@ class _Match:
     def run(self, name: str, grid: Grid) -> HandoffRun:
         """What came of one contender with one size."""
         key = name, grid
-        return run_of(name, self.ranks, grid, self.samples[key], self.carried.get(key, 0), self.failures.get(name, ""))
+        return run_of(
+            name,
+            self.ranks,
+            grid,
+            self.samples[key],
+            self.bursts[key],
+            self.carried.get(key, 0),
+            self.failures.get(name, ""),
+        )
 
     def _enter(self, environment: str) -> None:
         """Starts the environment's team, without contenders that cannot."""
@@ -131,6 +140,7 @@ class _Match:
             for grid in self.images:
                 for repeat in range(self.config.repeats + 1):
                     self._hand_off(team, name, grid, number, beat=repeat == self.config.repeats)
+                self._burst(team, name, grid, number)
         except TeamFailed as error:
             self.failures[name] = str(error)
             team.__exit__(TeamFailed, error, None)
@@ -151,3 +161,10 @@ class _Match:
         self.carried[name, grid] = written["carried"]
         if number:
             self.samples[name, grid].append(sampled(number, written, taken))
+
+    def _burst(self, team: Team, name: str, grid: Grid, number: int) -> None:
+        self._count += 1
+        names = [f"{name}/{self._count}/{at}" for at in range(self.config.burst)]
+        taken = team.burst(name, names, grid, self.images[grid])
+        if number:
+            self.bursts[name, grid] += [Queued(number, steps_of(one)) for one in taken[1:]]

@@ -8,13 +8,27 @@ from typing import Any
 import numpy as np
 
 from coatcheck.bench.handoff.config import PATCH_BYTES
-from coatcheck.bench.handoff.result import HandoffRun, Quantiles, Sample, Stall, StallByRole, Step
+from coatcheck.bench.handoff.result import HandoffRun, Quantiles, Queued, Sample, Stall, StallByRole, Step
 
 RELEASE = "release"
 
 
 def sampled(number: int, written: Mapping[str, Any], taken: Sequence[Mapping[str, Any]]) -> Sample:
     """``written``: the front end's answer, ``taken``: the ranks', in seconds."""
+    ends = [end for own in taken for _, _, end, _ in own["steps"]]
+    return Sample(
+        round=number,
+        writer_ms=_ms(written["writer_s"]),
+        hash_ms=None if written["hash_s"] is None else _ms(written["hash_s"]),
+        ready_ms=_ms(max(ends) - written["started"]) if ends else None,
+        steps=steps_of(taken),
+        read_ms=[_ms(own["read_s"]) for own in taken],
+        loop_block_ms=None if written["loop_block_s"] is None else _ms(written["loop_block_s"]),
+    )
+
+
+def steps_of(taken: Sequence[Mapping[str, Any]]) -> list[list[Step]]:
+    """By rank. A follower's step begins with the entry rank's of that name, if there is one."""
     begins = {name: begin for name, begin, _, _ in reversed(taken[0]["steps"])} if taken else {}
     steps = []
     for rank, own in enumerate(taken):
@@ -23,20 +37,17 @@ def sampled(number: int, written: Mapping[str, Any], taken: Sequence[Mapping[str
             for name, begin, end, cpu in own["steps"]
         ]
         steps.append([*made, Step(RELEASE, *map(_ms, own["release"]))])
-    ends = [end for own in taken for _, _, end, _ in own["steps"]]
-    return Sample(
-        round=number,
-        writer_ms=_ms(written["writer_s"]),
-        hash_ms=None if written["hash_s"] is None else _ms(written["hash_s"]),
-        ready_ms=_ms(max(ends) - written["started"]) if ends else None,
-        steps=steps,
-        read_ms=[_ms(own["read_s"]) for own in taken],
-        loop_block_ms=None if written["loop_block_s"] is None else _ms(written["loop_block_s"]),
-    )
+    return steps
 
 
 def run_of(
-    contender: str, ranks: int, grid: tuple[int, int, int], samples: list[Sample], carried: int, failed: str
+    contender: str,
+    ranks: int,
+    grid: tuple[int, int, int],
+    samples: list[Sample],
+    queued: list[Queued],
+    carried: int,
+    failed: str,
 ) -> HandoffRun:
     """Samples in which the event loop was watched count for that alone."""
     plain = [sample for sample in samples if sample.loop_block_ms is None]
@@ -47,17 +58,24 @@ def run_of(
         carried_bytes=carried,
         writer_ms=_quantiles(sample.writer_ms for sample in plain),
         ready_ms=_quantiles(sample.ready_ms for sample in plain),
-        stall_ms=StallByRole(_stall(plain, slice(0, 1)), _stall(plain, slice(1, None))),
+        stall_ms=_by_role([one.steps for one in queued]),
+        idle_stall_ms=_by_role([sample.steps for sample in plain]),
         hash_ms=_quantiles(sample.hash_ms for sample in plain),
         loop_block_ms=_quantiles(sample.loop_block_ms for sample in samples),
         read_ms=_quantiles(read for sample in plain for read in sample.read_ms),
         failed=failed,
         samples=samples,
+        queued=queued,
     )
 
 
-def _stall(samples: Iterable[Sample], ranks: slice) -> Stall | None:
-    of = [steps for sample in samples for steps in sample.steps[ranks]]
+def _by_role(requests: list[list[list[Step]]]) -> StallByRole:
+    """``requests``: steps by rank of each."""
+    entry = [steps for ranks in requests for steps in ranks[:1]]
+    return StallByRole(_stall(entry), _stall([steps for ranks in requests for steps in ranks[1:]]))
+
+
+def _stall(of: list[list[Step]]) -> Stall | None:
     wall = _quantiles(sum(step.wall_ms for step in steps) for steps in of)
     cpu = _quantiles(sum(step.cpu_ms for step in steps) for steps in of)
     return None if wall is None or cpu is None else Stall(wall.p50, wall.p99, cpu.p50, cpu.p99)

@@ -160,9 +160,26 @@ class Team:
         )
         written = self._front.answer(HAND_OFF_S)
         taken = [rank.answer(HAND_OFF_S) for rank in ranks]
-        self._front.command(do="settle", contender=contender)
-        self._front.answer(HAND_OFF_S)
+        self._settle(contender, 1)
         return written, taken
+
+    def burst(
+        self, contender: str, names: Sequence[str], grid: Sequence[int], encoded: Path
+    ) -> list[list[dict[str, Any]]]:
+        """All of them wait before the ranks take the first: what each rank measured of each. Raises TeamFailed."""
+        if contender not in self._ranked:
+            return []
+        self._front.command(do="burst", contender=contender, names=names, grid=list(grid), encoded=str(encoded))
+        self._front.answer(HAND_OFF_S)
+        for rank in self._ranks:
+            rank.command(do="burst", contender=contender, count=len(names))
+        taken = [rank.answer(HAND_OFF_S)["taken"] for rank in self._ranks]
+        self._settle(contender, len(names))
+        return [list(of) for of in zip(*taken, strict=True)]
+
+    def _settle(self, contender: str, count: int) -> None:
+        self._front.command(do="settle", contender=contender, count=count)
+        self._front.answer(HAND_OFF_S)
 
     def pause(self) -> None:
         """Until ``resume`` no process of the team runs: what spins or beats when idle disturbs nobody."""

@@ -38,7 +38,7 @@ from coatcheck.strategies.materialize import Materialize, no_arena
 from coatcheck.strategies.table import is_background
 from coatcheck.wire import Buffer, Decoder, send, split
 
-ARENA_BYTES = 512 << 20
+ARENA_BYTES = 1 << 30
 TEXT = tuple(range(16))  # tokens of the prompt before the image
 
 _arrived, _returned, _ready = Decoder[Arrived](Arrived), Decoder[Returned](Returned), Decoder[Ready](Ready)

@@ -35,7 +35,7 @@ class Inbox:
 
     def wait(self) -> None:
         """Until a message is there. Raises TimeoutError."""
-        if not self.socket.poll(WAIT_S * 1e3):
+        if not self.socket.poll(round(WAIT_S * 1e3)):
             raise TimeoutError(f"nothing came within {WAIT_S:g} s")
 
     def receive(self) -> list[zmq.Frame]:

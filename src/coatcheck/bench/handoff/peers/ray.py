@@ -20,7 +20,7 @@ from coatcheck.bench.handoff.peers.pipe import Inbox, Outbox, Watch
 from coatcheck.messages import Tensor
 from coatcheck.strategies.materialize import tensor_over
 
-STORE_BYTES = 1 << 30
+STORE_BYTES = 2 << 30
 
 
 def _start(**options: Any) -> None:
@@ -41,13 +41,13 @@ class Front:
         """See :class:`coatcheck.bench.handoff.meter.Front`."""
         watch = Watch()
         reference = ray.put(payload.wide)
-        self._kept = [reference]
+        self._kept.append(reference)
         self._out.socket.send(ray.cloudpickle.dumps(reference))
         return Written(watch.start, watch.seconds(), None, payload.wide)
 
     def settle(self) -> None:
         """The last reference is the front end's."""
-        self._kept.clear()
+        del self._kept[0]
 
     def close(self) -> None:
         """See :class:`coatcheck.bench.handoff.meter.Front`."""
@@ -74,8 +74,9 @@ class Rank:
             found = [None if self._in is None else self._in.receive()[0].bytes]
             dist.broadcast_object_list(found, src=0)
             values = ray.get(pickle.loads(found[0] or b""), timeout=WAIT_S)
-            self._held = [tensor_over(values, Tensor(0, values.shape, "float32"))]
-        return self._held[0]
+            tensor = tensor_over(values, Tensor(0, values.shape, "float32"))
+            self._held = [values, tensor]
+        return tensor
 
     def release(self) -> None:
         """See :class:`coatcheck.bench.handoff.meter.RankSide`."""

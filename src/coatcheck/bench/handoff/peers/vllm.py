@@ -39,7 +39,7 @@ from vllm.multimodal.media.base import MediaWithBytes
 from coatcheck.bench.handoff.meter import WAIT_S, Meter, Payload, Place, Written
 from coatcheck.bench.handoff.peers.pipe import Watch
 
-STORE_BYTES = 512 << 20
+STORE_BYTES = 1 << 30
 OBJECT_BYTES = 128 << 20  # vLLM's default for --mm-shm-cache-max-object-size-mb
 
 
