@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from coatcheck.bench.handoff import plots
 from coatcheck.bench.handoff.result import HandoffReport
-from coatcheck.bench.handoff.table import HEADS, cells, titled
+from coatcheck.bench.handoff.table import HEADS, TAILS, cells, titled
 from coatcheck.bench.page import shown, templates
 from coatcheck.bench.plots import svg
 
@@ -17,17 +17,13 @@ MEANINGS = [
     ("ready", "from the tensor in the front end until it is usable on the last rank"),
     (
         "stall",
-        "wall time of a scheduler's thread for the request, a follower's from the moment in which the entry rank turns "
-        "to it, letting go of the tensor afterwards included; in brackets the CPU time of that thread",
+        "wall time of a scheduler's thread for a request that waited for it behind others, a follower's from the "
+        "moment in which the entry rank turns to the request, letting go of the tensor afterwards included; in "
+        "brackets the CPU time of that thread",
     ),
-    (
-        "hash",
-        "identity of the content, where the front end computes it; ranks that compute it do so within their stall",
-    ),
-    (
-        "loop blocked",
-        "longest time in which the front end's event loop had no turn, measured in hand-offs of their own",
-    ),
+    ("idle", "the same for a request that came alone, to ranks that slept: slower, since nothing is in the caches"),
+    ("hash", "identity of the content, where the front end computes it; where ranks do, it is in their stall"),
+    ("loop blocked", "longest time in which the front end's event loop had no turn; measured in other hand-offs"),
     ("read once", "a rank reads every byte afterwards, which also faults in what was only mapped"),
 ]
 
@@ -46,7 +42,7 @@ def html(report: HandoffReport) -> str:
             rounds=report.options["rounds"],
             heads=HEADS,
             tables=[
-                (title, [(run.contender, run.failed, [] if run.failed else cells(run)) for run in runs])
+                (title + TAILS, [(run.contender, run.failed, [] if run.failed else cells(run)) for run in runs])
                 for title, runs in titled(report)
             ],
             plots=[

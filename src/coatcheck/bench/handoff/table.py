@@ -11,6 +11,7 @@ from rich.text import Text
 from coatcheck.bench.handoff.result import HandoffReport, HandoffRun, Quantiles, Stall
 
 NONE = "–"
+TAILS = "p50 / p99"
 HEADS = (
     "writer",
     "ready",
@@ -29,50 +30,42 @@ def titled(report: HandoffReport) -> Iterator[tuple[str, list[HandoffRun]]]:
     for ranks in dict.fromkeys(run.ranks for run in report.runs):
         for size in dict.fromkeys(run.payload_bytes for run in report.runs):
             runs = [run for run in report.runs if (run.ranks, run.payload_bytes) == (ranks, size)]
-            yield f"{size / 1e6:.1f} MB to {ranks} ranks; ms, p50 / p99", runs
+            yield f"{size / 1e6:.1f} MB to {ranks} ranks; ms, ", runs
 
 
-def cells(run: HandoffRun) -> list[str]:
-    """In order of HEADS; of a contender that failed, why."""
+def cells(run: HandoffRun, tails: bool = True) -> list[str]:
+    """In order of HEADS, with 99th percentiles or medians alone; of a contender that failed, why."""
     if run.failed:
         return [f"failed: {run.failed}", *[""] * (len(HEADS) - 1)]
+    stalls = (run.stall_ms.entry, run.stall_ms.follower, run.idle_stall_ms.entry, run.idle_stall_ms.follower)
     return [
-        _both(run.writer_ms),
-        _both(run.ready_ms),
-        _stall(run.stall_ms.entry),
-        _stall(run.stall_ms.follower),
-        _stall(run.idle_stall_ms.entry),
-        _stall(run.idle_stall_ms.follower),
-        _both(run.hash_ms),
-        _both(run.loop_block_ms),
-        _both(run.read_ms),
+        _time(run.writer_ms, tails),
+        _time(run.ready_ms, tails),
+        *(NONE if stall is None else f"{_time(stall, tails)} ({shown(stall.cpu_p50)})" for stall in stalls),
+        _time(run.hash_ms, tails),
+        _time(run.loop_block_ms, tails),
+        _time(run.read_ms, tails),
     ]
 
 
 def tables(report: HandoffReport) -> Iterator[Table]:
-    """For a terminal of 120 columns."""
+    """For a terminal of 120 columns: medians."""
     for title, runs in titled(report):
-        made = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), title=Text(title), title_justify="left")
-        made.add_column("")
+        made = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), title=Text(f"{title}median"), title_justify="left")
+        made.add_column("", no_wrap=True)
         for head in HEADS:
-            made.add_column(Text(head.replace(" (", "\n(")), justify="right", overflow="fold")
+            made.add_column(Text(head.replace(" (", "\n(").replace(": ", ":\n")), justify="right")
         for run in runs:
-            if run.failed:
-                made.add_row(run.contender, Text("failed", style="red"))
-            else:
-                made.add_row(run.contender, *cells(run))
-        reasons = [f"{run.contender}: {run.failed}" for run in runs if run.failed]
-        made.caption = Text("\n".join(reasons), style="red")
-        made.caption_justify = "left"
+            made.add_row(run.contender, *(["failed"] if run.failed else cells(run, tails=False)))
         yield made
 
 
 def markdown(report: HandoffReport) -> str:
-    """The same, for a document."""
+    """The same with 99th percentiles, for a document."""
     parts = []
     for title, runs in titled(report):
         lines = [["", *HEADS], ["---", *["---:"] * len(HEADS)], *([run.contender, *cells(run)] for run in runs)]
-        parts.append(f"{title}:\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines))
+        parts.append(f"{title}{TAILS}:\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines))
     return "\n".join(parts)
 
 
@@ -81,9 +74,7 @@ def shown(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
-def _both(found: Quantiles | None) -> str:
-    return NONE if found is None else f"{shown(found.p50)} / {shown(found.p99)}"
-
-
-def _stall(found: Stall | None) -> str:
-    return NONE if found is None else f"{shown(found.p50)} / {shown(found.p99)} ({shown(found.cpu_p50)})"
+def _time(found: Quantiles | Stall | None, tails: bool) -> str:
+    if found is None:
+        return NONE
+    return f"{shown(found.p50)} / {shown(found.p99)}" if tails else shown(found.p50)
