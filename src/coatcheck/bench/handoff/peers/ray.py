@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import secrets
 from pathlib import Path
 from typing import Any
+
+os.environ["RAY_AUTH_MODE"] = "token"  # a new cluster's default, but only of the driver that starts it
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 import ray
 import torch
@@ -23,16 +27,20 @@ from coatcheck.strategies.materialize import tensor_over
 STORE_BYTES = 2 << 30
 
 
-def _start(**options: Any) -> None:
-    ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False, **options)
+def _start(place: Place, **options: Any) -> None:
+    """``ray.init`` on loopback, with a token of this cluster's own in place of the one in the user's home."""
+    os.environ["RAY_AUTH_TOKEN_PATH"] = place.path("token")
+    ray.init(
+        log_to_driver=False, logging_level="ERROR", include_dashboard=False, _node_ip_address="127.0.0.1", **options
+    )
 
 
 class Front:
     """A driver, and the head of a cluster of its own."""
 
     def __init__(self, place: Place) -> None:
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        _start(num_cpus=1, object_store_memory=STORE_BYTES, _temp_dir=place.path("ray"))
+        Path(place.path("token")).write_text(secrets.token_hex(32))
+        _start(place, num_cpus=1, object_store_memory=STORE_BYTES, _temp_dir=place.path("ray"))
         Path(place.path("address")).write_text(ray.get_runtime_context().gcs_address)
         self._out = Outbox(place.path("requests"))
         self._kept: list[ray.ObjectRef] = []
@@ -59,7 +67,7 @@ class Rank:
     """A driver of the same cluster."""
 
     def __init__(self, place: Place) -> None:
-        _start(address=Path(place.path("address")).read_text(), namespace=place.contender)
+        _start(place, address=Path(place.path("address")).read_text(), namespace=place.contender)
         self._in = Inbox(place.path("requests")) if place.rank == 0 else None
         self._held: list[Any] = []
 
