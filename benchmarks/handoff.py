@@ -36,6 +36,12 @@ def ready(run: HandoffRun) -> float:
     return run.ready_ms.p50
 
 
+def agreed(run: HandoffRun) -> float:
+    """Median, ms."""
+    assert run.agreed_ms is not None
+    return run.agreed_ms.p50
+
+
 def writer(run: HandoffRun) -> float:
     """Median, ms."""
     assert run.writer_ms is not None
@@ -141,7 +147,7 @@ def _cell(value: float | None, goal: Goal) -> str:
     return text if value <= goal.limit else f"**{text}**"
 
 
-ORDERINGS: dict[str, Figure] = {"ready": ready, "stall, entry": entry, "stall, follower": follower}
+ORDERINGS: dict[str, Figure] = {"ready": ready, "agreed": agreed, "stall, entry": entry, "stall, follower": follower}
 
 
 def orderings(report: HandoffReport) -> set[tuple[str, int, float, str]]:

@@ -66,7 +66,9 @@ def test_every_rank_gets_every_byte_and_every_span_is_there(report: HandoffRepor
         assert run.stall_ms.entry.cpu_p50 > 0 and run.idle_stall_ms.follower is not None
         assert [one.round for one in run.queued] == [1, 1, 2, 2]
         for sample in plain:
-            assert sample.ready_ms is not None and sample.ready_ms > 0
+            assert sample.ready_ms is not None and sample.agreed_ms is not None
+            assert 0 < sample.ready_ms < sample.agreed_ms or sample.ready_ms == sample.agreed_ms
+            assert (sample.ready_ms < sample.agreed_ms) == run.contender.startswith("coatcheck")
             assert len(sample.steps) == len(sample.read_ms) == 2
             assert all(step.wall_ms >= 0 for steps in sample.steps for step in steps)
 

@@ -115,7 +115,8 @@ class RankMember:
         found = checksum(tensor.numpy())
         read_s = time.monotonic() - begin
         del tensor
-        return {"steps": meter.steps, "release": self._release(), "read_s": read_s, "checksum": found}
+        held = meter.steps[-1][2] if meter.held is None else meter.held
+        return {"steps": meter.steps, "held": held, "release": self._release(), "read_s": read_s, "checksum": found}
 
     def burst(self, count: int) -> dict[str, Any]:
         """Takes and releases so many, one after the other; they wait already."""

@@ -11,7 +11,9 @@ thread that measures. One hand-off:
   moment in which the thread is free again. Time between steps is free.
   A rank that slept before is slower, in CPU time too (one gloo broadcast 0.07 ms, after 10 ms of sleep 0.31 ms). So
   stalls are measured in *bursts*, in which requests wait for the ranks, and apart from that with one request at a time.
-* *ready*: from ``started`` until the last rank's thread has done its last step.
+* *ready*: from ``started`` until the last rank holds the tensor: on whatever thread, if the rank's side says when, else
+  at the end of its last step.
+* *agreed*: from ``started`` until the last rank's thread has done its last step.
 * *release*: what the thread does to let go of the tensor after its use. Part of the stall.
 * *read*: reading every byte of the tensor once, afterwards, which also faults in what was only mapped.
 """
@@ -71,6 +73,8 @@ class Written:
 @dataclass
 class Meter:
     """Of one rank and one hand-off."""
+
+    held: float | None = None  # when this rank held the tensor, if that is not the end of the last step
 
     steps: list[tuple[str, float, float, float]] = field(default_factory=list)  # name, begin, end, CPU seconds
 

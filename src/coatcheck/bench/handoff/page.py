@@ -15,6 +15,7 @@ from coatcheck.bench.plots import svg
 MEANINGS = [
     ("writer", "what the front end does until it has nothing more to do for the request; its hash is apart"),
     ("ready", "from the tensor in the front end until it is usable on the last rank"),
+    ("agreed", "until all ranks know it of each other, where a contender lets them know; else the same"),
     (
         "stall",
         "wall time of a scheduler's thread for a request that waited for it behind others, a follower's from the "

@@ -22,6 +22,7 @@ class Sample(msgspec.Struct, frozen=True):
     writer_ms: float
     hash_ms: float | None
     ready_ms: float | None  # None: this contender has no ranks
+    agreed_ms: float | None
     steps: list[list[Step]]  # the last one, ``release``, comes after the tensor's use
     read_ms: list[float]
     loop_block_ms: float | None = None  # where it is there, nothing else of the sample is used
@@ -66,6 +67,7 @@ class HandoffRun(msgspec.Struct, frozen=True):
     carried_bytes: int  # of what the ranks get
     writer_ms: Quantiles | None  # all None where it failed before the first sample
     ready_ms: Quantiles | None
+    agreed_ms: Quantiles | None
     stall_ms: StallByRole  # of requests that waited for the ranks
     idle_stall_ms: StallByRole  # of requests that came one at a time, to ranks that slept
     hash_ms: Quantiles | None

@@ -10,11 +10,13 @@ from rich.text import Text
 
 from coatcheck.bench.handoff.result import HandoffReport, HandoffRun, Quantiles, Stall
 
+IN_TERMINAL = ("writer", "ready", "agreed", "stall, entry (CPU)", "stall, follower (CPU)", "loop blocked")
 NONE = "–"
 TAILS = "p50 / p99"
 HEADS = (
     "writer",
     "ready",
+    "agreed",
     "stall, entry (CPU)",
     "stall, follower (CPU)",
     "idle: entry (CPU)",
@@ -41,6 +43,7 @@ def cells(run: HandoffRun, tails: bool = True) -> list[str]:
     return [
         _time(run.writer_ms, tails),
         _time(run.ready_ms, tails),
+        _time(run.agreed_ms, tails),
         *(NONE if stall is None else f"{_time(stall, tails)} ({shown(stall.cpu_p50)})" for stall in stalls),
         _time(run.hash_ms, tails),
         _time(run.loop_block_ms, tails),
@@ -53,10 +56,11 @@ def tables(report: HandoffReport) -> Iterator[Table]:
     for title, runs in titled(report):
         made = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), title=Text(f"{title}median"), title_justify="left")
         made.add_column("", no_wrap=True)
-        for head in HEADS:
-            made.add_column(Text(head.replace(" (", "\n(").replace(": ", ":\n")), justify="right")
+        for head in IN_TERMINAL:
+            made.add_column(Text(head), justify="right")
         for run in runs:
-            made.add_row(run.contender, *(["failed"] if run.failed else cells(run, tails=False)))
+            found = dict(zip(HEADS, cells(run, tails=False), strict=True))
+            made.add_row(run.contender, *(["failed"] if run.failed else [found[head] for head in IN_TERMINAL]))
         yield made
 
 

@@ -13,6 +13,7 @@ it alone; in an engine that plan carries a step's work too.
 from __future__ import annotations
 
 import asyncio
+import time
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,7 @@ class Rank:
         with meter.step("arrive"):
             arrived, frames = self._lead() if self._requests is not None else self._follow()
             self._now = arrived
-            deliver = partial(self._deliver, arrived, frames)
+            deliver = partial(self._deliver, arrived, frames, meter)
             if self._background:
                 self._lane.submit(Job(arrived.request, False, lambda: True, deliver))
             else:
@@ -201,11 +202,12 @@ class Rank:
         plan, frames = self._channel.receive()
         return plan.arrivals[0], list(frames)
 
-    def _deliver(self, arrived: Arrived, frames: list[Buffer]) -> None:
+    def _deliver(self, arrived: Arrived, frames: list[Buffer], meter: Meter) -> None:
         """On the lane's thread or on this one, as the strategy says."""
         try:
             inputs = self._materialize(arrived, frames)
             self._made.append(inputs.items[0].pixels)
+            meter.held = time.monotonic()
         except Exception as error:
             self._failure = error
         reason = None if self._failure is None else str(self._failure)
