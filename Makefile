@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-PEERS := sglang vllm ray
+PEERS := sglang sglang-17a57fd86 vllm ray
 
 .PHONY: run test check format clean peers
 
