@@ -31,7 +31,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet -e '.[bench]' --group test
 	touch $@
 
-# What 'coatcheck bench handoff' compares with: an environment for each peer, 3 to 5 GB together; see peers/README.md.
+# What 'coatcheck bench handoff' compares with: an environment for each peer, 10 GB together; see peers/README.md.
 peers: $(PEERS:%=.peers/%/installed)
 
 .peers/%/installed: peers/%.txt peers/install.sh

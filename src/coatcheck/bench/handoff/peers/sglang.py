@@ -128,7 +128,7 @@ class Rank:
             mm_receiver=None,
             server_args=SimpleNamespace(),
             model_config=SimpleNamespace(is_multimodal=True),
-            max_recv_per_poll=-1,
+            max_recv_per_poll=1,  # -1 as installed: those that wait would share one broadcast, barrier and all-reduce
             stream_output=lambda *args: None,
             get_last_batch=lambda: None,
         )

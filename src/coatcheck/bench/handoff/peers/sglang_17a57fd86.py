@@ -15,6 +15,7 @@ os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
 
 import torch
 import torch.distributed as dist
+import zmq
 from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
 from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem
 from sglang.srt.managers.scheduler import Scheduler
@@ -81,6 +82,21 @@ class Front:
         self._out.close()
 
 
+class OneAtATime:
+    """A socket that seems empty after each request, as others receive them; SGLang drains it into one broadcast."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._socket = inbox.socket
+        self._more = True
+
+    def recv_pyobj(self, flags: int) -> Any:
+        """The next request, then zmq.Again, in turns."""
+        self._more = not self._more
+        if self._more:
+            raise zmq.Again
+        return self._socket.recv_pyobj(flags)
+
+
 class Rank:
     """A scheduler's process."""
 
@@ -92,7 +108,7 @@ class Rank:
             input_blocker=None,
             enable_trace=False,
             server_args=SimpleNamespace(enable_dp_attention=False),
-            recv_from_tokenizer=None if self._in is None else self._in.socket,
+            recv_from_tokenizer=None if self._in is None else OneAtATime(self._in),
             recv_from_rpc=None if self._rpc is None else self._rpc.socket,
             pp_rank=0,
             attn_tp_rank=place.rank,
