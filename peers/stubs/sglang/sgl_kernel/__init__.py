@@ -9,6 +9,16 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, NoReturn
 
+import torch
+
+AT_IMPORT = (  # operators that modules take on any CPU; convert_weight_packed would be taken for AMX
+    "fused_gdn_gating_cpu",
+    "fused_qk_gemma_rmsnorm_cpu",
+    "fused_qk_gemma_rmsnorm_with_gate_cpu",
+    "fused_qkvzba_split_reshape_cat_contiguous_cpu",
+    "fused_sigmoid_mul_cpu",
+)
+
 
 class Missing:
     """A kernel, or a type that kernels take."""
@@ -39,3 +49,6 @@ class _Below(MetaPathFinder, Loader):
 
 
 sys.meta_path.append(_Below())
+_library = torch.library.Library("sgl_kernel", "FRAGMENT")
+for _name in AT_IMPORT:
+    _library.define(f"{_name}() -> ()")
