@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from coatcheck.bench.plots import svg
 DOCUMENT = ROOT / "docs/handoff.md"
 DATA = ROOT / "docs/benchmarks/handoff"
 PLOTS = ROOT / "docs/analysis"
+RUNS = ("first", "second")
 F32, COMPACT = "coatcheck-handle-f32", "coatcheck-handle"
 Figure = Callable[[HandoffRun], float]
 
@@ -128,14 +129,14 @@ def find(report: HandoffReport, contender: str, ranks: int, megabytes: float) ->
     return near[0] if near else None
 
 
-def goal_table(first: HandoffReport, second: HandoffReport) -> str:
-    """Goal, and what both runs gave for each number of ranks."""
-    counts = list(dict.fromkeys(run.ranks for run in first.runs))
-    heads = ["figure", "goal", *[f"{ranks} ranks, {name}" for ranks in counts for name in ("first", "second")]]
+def goal_table(runs: Mapping[str, HandoffReport]) -> str:
+    """Goal, and what each run gave for each number of ranks."""
+    counts = dict.fromkeys(run.ranks for report in runs.values() for run in report.runs)
+    heads = ["figure", "goal", *[f"{ranks} ranks, {name} run" for ranks in counts for name in runs]]
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     for goal in goals():
         limit = f"{shown(goal.limit)} ms" if goal.ms else f"{shown(goal.limit)} x"
-        values = [goal.value(report, ranks) for ranks in counts for report in (first, second)]
+        values = [goal.value(report, ranks) for ranks in counts for report in runs.values()]
         lines.append([goal.name, limit, *[_cell(value, goal) for value in values]])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -163,32 +164,32 @@ def orderings(report: HandoffReport) -> set[tuple[str, int, float, str]]:
     return found
 
 
-def ordering_table(first: HandoffReport, second: HandoffReport) -> str:
-    """Where our float32 handle is not the first, in either run."""
-    runs = orderings(first), orderings(second)
-    heads = ["figure", "ranks", "MB", "faster", "first run", "second run"]
-    lines = [heads, ["---", "---:", "---:", "---", "---", "---"]]
-    for found in sorted(runs[0] | runs[1]):
-        name, ranks, size, peer = found
-        lines.append([name, str(ranks), f"{size:.1f}", peer, *("yes" if found in of else "no" for of in runs)])
+def ordering_table(runs: Mapping[str, HandoffReport]) -> str:
+    """Where our float32 handle is not the first, in any run."""
+    found = {name: orderings(report) for name, report in runs.items()}
+    heads = ["figure", "ranks", "MB", "faster", *[f"{name} run" for name in runs]]
+    lines = [heads, ["---", "---:", "---:", "---", *["---"] * len(runs)]]
+    for one in sorted(set().union(*found.values())):
+        name, ranks, size, peer = one
+        lines.append([name, str(ranks), f"{size:.1f}", peer, *("yes" if one in of else "no" for of in found.values())])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def with_tables(text: str, first: HandoffReport, second: HandoffReport) -> str:
+def with_tables(text: str, runs: Mapping[str, HandoffReport]) -> str:
     """The document with its tables made anew."""
     for name, made in (
-        ("goals", goal_table(first, second)),
-        ("orderings", ordering_table(first, second)),
-        ("figures", markdown(first)),
+        ("goals", goal_table(runs)),
+        ("orderings", ordering_table(runs)),
+        ("figures", markdown(runs["first"])),
     ):
         text = replaced(text, name, made, "handoff")
     return text
 
 
-def read(directory: Path = DATA) -> tuple[HandoffReport, HandoffReport]:
-    """Both runs."""
-    first, second = (read_json(directory / f"{name}.json.gz", HandoffReport) for name in ("first", "second"))
-    return first, second
+def read(directory: Path = DATA) -> dict[str, HandoffReport]:
+    """By name, those there are."""
+    paths = {name: directory / f"{name}.json.gz" for name in RUNS}
+    return {name: read_json(path, HandoffReport) for name, path in paths.items() if path.exists()}
 
 
 def main() -> int:
@@ -196,10 +197,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("action", choices=("write",))
     parser.parse_args()
-    first, second = read()
-    DOCUMENT.write_text(with_tables(DOCUMENT.read_text(), first, second))
-    for ranks in dict.fromkeys(run.ranks for run in first.runs):
-        (PLOTS / f"handoff-{ranks}-ranks.svg").write_text(svg(by_size(first, ranks), f"handoff{ranks}") + "\n")
+    runs = read()
+    DOCUMENT.write_text(with_tables(DOCUMENT.read_text(), runs))
+    for ranks in dict.fromkeys(run.ranks for run in runs["first"].runs):
+        (PLOTS / f"handoff-{ranks}-ranks.svg").write_text(svg(by_size(runs["first"], ranks), f"handoff{ranks}") + "\n")
     return 0
 
 

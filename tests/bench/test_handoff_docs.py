@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.handoff import DOCUMENT, F32, Goal, entry, find, goal_table, orderings, read, ready, with_tables
+from benchmarks.handoff import DOCUMENT, F32, RUNS, Goal, entry, find, goal_table, orderings, read, ready, with_tables
 from coatcheck.bench.handoff.contenders import CONTENDERS
 from coatcheck.bench.handoff.result import HandoffReport, HandoffRun, Quantiles, Stall, StallByRole
 
 
 def test_the_tables_are_those_of_the_data() -> None:
     text = DOCUMENT.read_text()
-    assert with_tables(text, *read()) == text
+    assert with_tables(text, read()) == text
 
 
-def test_every_contender_is_in_both_runs() -> None:
-    for report in read():
-        assert {run.contender for run in report.runs} == set(CONTENDERS)
+@pytest.mark.parametrize("name", RUNS)
+def test_every_contender_is_in_every_run_with_ours_whole(name: str) -> None:
+    if name not in read():
+        pytest.skip(f"the {name} run has not been made yet")
+    report = read()[name]
+    assert {run.contender for run in report.runs} == set(CONTENDERS)
+    assert {run.failed for run in report.runs if run.contender.startswith("coatcheck")} == {""}
 
 
-def test_both_runs_agree_about_who_is_faster_than_a_handle() -> None:
-    first, second = read()
-    assert orderings(first) == orderings(second)
+def test_runs_agree_about_who_is_faster_than_a_handle() -> None:
+    runs = list(read().values())
+    if len(runs) == 1:
+        pytest.skip("there is one run so far")
+    assert orderings(runs[0]) == orderings(runs[1])
 
 
 def run(contender: str, megabytes: float, ms: float, failed: str = "") -> HandoffRun:
@@ -40,8 +46,8 @@ def test_a_goal_is_a_figure_or_a_ratio_and_a_miss_is_bold() -> None:
     assert Goal("", ready, F32, 100, 0.5, ms=True).value(made, 2) == 2.0
     assert Goal("", ready, F32, 100, 0.5, "vllm-arena").value(made, 2) == 0.25
     assert Goal("", entry, F32, 100, 0.5, F32, 1).value(made, 2) == 2.0
-    table = goal_table(made, made)
-    assert "| stall, entry, CPU, 100 MB | 0.5 ms | **2 ms** | **2 ms** |" in table
+    table = goal_table({"first": made})
+    assert "| stall, entry, CPU, 100 MB | 0.5 ms | **2 ms** |" in table
     assert "failed" in next(line for line in table.splitlines() if "memcpy, 25 MB" in line)
 
 
