@@ -11,7 +11,6 @@ from coatcheck.strategies.table import NAMES
 
 DOCS = Path(__file__).parents[2] / "docs"
 DATA = DOCS / "benchmarks/handles"
-NOT_MEASURED = {"images-tp4-c100"}  # docs/handles.md says so
 
 
 def test_the_tables_are_those_of_the_data() -> None:
@@ -21,9 +20,7 @@ def test_the_tables_are_those_of_the_data() -> None:
 
 def test_every_file_is_of_a_case_and_compared_equal_inputs_without_a_failure() -> None:
     reports = read(DATA)
-    missing = {case.name for case in cases()} - {name.removesuffix("-16cores") for name in reports}
-    assert missing == NOT_MEASURED
-    assert {name.removesuffix("-16cores") for name in reports} <= {case.name for case in cases()}
+    assert {name.removesuffix("-16cores") for name in reports} == {case.name for case in cases()}
     for name, report in reports.items():
         assert len({run.inputs_sha256 for run in report.runs} - {""}) == 1, name
         assert {reason for run in report.runs for reason in run.failures} == set(), name

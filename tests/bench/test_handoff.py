@@ -6,7 +6,9 @@ import asyncio
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,8 +21,9 @@ from coatcheck.bench.handoff.contenders import CONTENDERS, OWN, Contender
 from coatcheck.bench.handoff.member import FrontMember
 from coatcheck.bench.handoff.meter import Payload, Place, Written
 from coatcheck.bench.handoff.page import html
-from coatcheck.bench.handoff.result import HandoffReport
+from coatcheck.bench.handoff.result import HandoffReport, Queued, Sample, Step
 from coatcheck.bench.handoff.rounds import measure
+from coatcheck.bench.handoff.summary import run_of, sampled
 from coatcheck.bench.handoff.table import markdown
 from coatcheck.cli import app
 from coatcheck.errors import ConfigError
@@ -37,7 +40,15 @@ def quiet(text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> HandoffReport:
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where teams have their files: short, since sockets are among them."""
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", name)
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def report(temporary: Path) -> HandoffReport:
     """Two rounds of what needs no peer, and one peer that is not there."""
     config = HandoffConfig(
         contenders=(*OURS, "ray"),
@@ -46,7 +57,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> HandoffReport:
         rounds=2,
         repeats=2,
         burst=3,
-        peers=tmp_path_factory.mktemp("no"),
+        peers=temporary / "none",
     )
     return measure(config, quiet)
 
@@ -93,9 +104,9 @@ def test_the_load_of_others_is_recorded_for_each_turn(report: HandoffReport) -> 
     assert all(turn.load >= 0 for turn in report.turns)
 
 
-def test_nothing_is_left(report: HandoffReport) -> None:
+def test_nothing_is_left(report: HandoffReport, temporary: Path) -> None:
     assert not [child for child in psutil.Process().children(recursive=True) if "handoff" in " ".join(child.cmdline())]
-    assert not list(Path(tempfile.gettempdir()).glob(f"coatcheck-handoff-*{os.getpid()}*"))
+    assert not list(temporary.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -103,7 +114,7 @@ def test_nothing_is_left(report: HandoffReport) -> None:
     [
         ("will-not-start", "front end: RuntimeError: no such device"),
         ("raises", "rank 1: ValueError: cannot be mapped"),
-        ("dies", "rank 1: SystemExit: 3"),
+        ("dies", "the rank 1 has ended"),
         ("hangs", "the rank 1 did not answer within"),
         ("other-bytes", "rank 1 got other bytes"),
     ],
@@ -119,6 +130,7 @@ def test_one_that_goes_wrong_is_listed_and_the_others_go_on(
     wrong, right = measure(config, quiet).runs
     assert wrong.failed.startswith(reason) and "\n" not in wrong.failed
     assert right.failed == "" and right.ready_ms is not None
+    assert not list(Path("/dev/shm").glob(f"coatcheck-test-{os.getpid()}-*"))
 
 
 class Slow:
@@ -160,6 +172,34 @@ def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
     written = read_json(tmp_path / "r.json.gz", HandoffReport)
     assert [run.contender for run in written.runs] == ["memcpy"] * 2
     assert "memcpy" in done.output and "memcpy" in (tmp_path / "r.html").read_text()
+
+
+def answer(steps: list[tuple[str, float, float, float]], held: float, release: float) -> dict[str, Any]:
+    """A rank's, in seconds."""
+    return {"steps": steps, "held": held, "release": [release, release / 2], "read_s": 0.001}
+
+
+def test_a_followers_step_begins_with_the_entry_ranks_of_that_name() -> None:
+    entry = answer([("arrive", 1.0, 1.002, 0.001), ("admit", 1.010, 1.011, 0.0005)], 1.003, 0.0001)
+    other = answer([("arrive", 1.0015, 1.004, 0.001), ("lane", 1.0, 1.5, 0.3), ("admit", 1.0, 1.012, 0.001)], 1.006, 0)
+    written = {"writer_s": 0.2, "hash_s": None, "started": 0.9, "loop_block_s": None}
+    made = sampled(1, written, [entry, other])
+    assert [(step.name, step.wall_ms) for step in made.steps[0]] == [("arrive", 2.0), ("admit", 1.0), ("release", 0.1)]
+    assert [step.wall_ms for step in made.steps[1]] == [4.0, 500.0, 2.0, 0.0]
+    assert (made.writer_ms, made.ready_ms, made.agreed_ms) == (200.0, 106.0, 600.0)
+
+
+def test_queued_requests_and_idle_ones_and_the_watched_loop_count_apart() -> None:
+    def steps(ms: float) -> list[list[Step]]:
+        return [[Step("a", ms, ms), Step("lane", 50.0, 3.0), Step("release", ms, ms)] for _ in range(2)]
+
+    plain = Sample(1, 1.0, None, 2.0, 3.0, steps(4.0), [5.0, 5.0])
+    watched = Sample(1, 100.0, None, 100.0, 100.0, steps(100.0), [100.0, 100.0], 7.0)
+    run = run_of("x", 2, (1, 2, 2), [plain, watched], [Queued(1, steps(6.0))], 10, "")
+    assert run.stall_ms.entry is not None and run.idle_stall_ms.follower is not None
+    assert (run.stall_ms.entry.p50, run.idle_stall_ms.follower.p50) == (12.0, 8.0)
+    assert run.writer_ms is not None and run.loop_block_ms is not None and run.lane_cpu_ms is not None
+    assert (run.writer_ms.p50, run.loop_block_ms.p50, run.lane_cpu_ms.p50) == (1.0, 7.0, 3.0)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,9 @@ def run(contender: str, megabytes: float, ms: float, failed: str = "") -> Handof
     size = round(megabytes * 1e6)
     stall = Stall(ms, ms, ms, ms)
     both, stalls = Quantiles(ms, ms), StallByRole(stall, stall)
-    return HandoffRun(contender, 2, size, size, both, both, both, stalls, stalls, None, both, None, failed, [], [])
+    return HandoffRun(
+        contender, 2, size, size, both, both, both, stalls, stalls, None, None, both, None, failed, [], []
+    )
 
 
 def report(*runs: HandoffRun) -> HandoffReport:

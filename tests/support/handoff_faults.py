@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
+from multiprocessing import resource_tracker
+from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 import numpy as np
@@ -47,6 +50,12 @@ class Rank:
 
     def __init__(self, place: Place) -> None:
         self._place = place
+        if place.contender == "dies":
+            self._shared = SharedMemory(f"coatcheck-test-{os.getppid()}-{place.rank}", create=True, size=4096)
+            resource_tracker.unregister(self._shared._name, "shared_memory")  # type: ignore[attr-defined]
+
+    def prepare(self) -> None:
+        """Nothing."""
 
     def wait(self) -> None:
         """At once."""
@@ -61,7 +70,7 @@ class Rank:
                     case "raises":
                         raise ValueError("cannot be mapped")
                     case "dies":
-                        raise SystemExit(3)
+                        os._exit(3)
                     case "other-bytes":
                         return Values(2 * VALUES)
         return Values(VALUES)

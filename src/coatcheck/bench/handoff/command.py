@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -52,6 +53,7 @@ def handoff(
         from coatcheck.bench.handoff.table import tables
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is missing; measuring needs: pip install 'coatcheck[bench]'") from error
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended in either case
     console = Console()
     with Console(stderr=True).status("starting") as status:
         report = measure(config, status.update)
@@ -61,8 +63,7 @@ def handoff(
         write_json(report, json)
     if html is not None:
         write_html(report, html)
-    failed = {run.contender: run.failed for run in report.runs if run.failed}
-    for name, reason in failed.items():
-        typer.echo(f"{name}: {reason}", err=True)
-    own = [name for name in config.contenders if name.startswith("coatcheck")]
-    raise typer.Exit(1 if any(name in failed for name in own) else 0)
+    failed = dict.fromkeys((run.contender, run.ranks, run.failed) for run in report.runs if run.failed)
+    for name, count, reason in failed:
+        typer.echo(f"{name}, {count} ranks: {reason}", err=True)
+    raise typer.Exit(1 if any(name.startswith("coatcheck") for name, _, _ in failed) else 0)

@@ -18,10 +18,13 @@ class Contender:
     name: str
     environment: str
     module: str  # see coatcheck.bench.handoff.peers
+    loop: bool = True  # its front end has an event loop
 
+
+NO_LOOP = ("vllm-arena", "vllm-queue")  # the engine core, which schedules
 
 CONTENDERS = {
-    name: Contender(name, environment, f"coatcheck.bench.handoff.peers.{module}")
+    name: Contender(name, environment, f"coatcheck.bench.handoff.peers.{module}", name not in NO_LOOP)
     for environment, module, names in (
         (OWN, "own", ("coatcheck-handle", "coatcheck-handle-f32", "coatcheck-dict")),
         ("sglang", "sglang", ("sglang-precomputed-hash", "sglang-default", "sglang-broadcast-flag", "sglang-raw")),
@@ -58,6 +61,6 @@ print(json.dumps(found))
 """
     if not python.is_file():
         return {}
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    made: dict[str, str] = json.loads(done.stdout)
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    made: dict[str, str] = json.loads(done.stdout) if done.returncode == 0 else {}
     return made

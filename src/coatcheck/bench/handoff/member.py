@@ -42,26 +42,31 @@ class FrontMember:
 
     def hand_off(self, name: str, grid: tuple[int, int, int], encoded: str, beat: bool) -> dict[str, Any]:
         """``beat``: measures how long the loop was not free, which disturbs everything else that is measured."""
-        made = self._values.setdefault(grid, [])
-        if len(made) < VARIANTS:
-            made.append(_values(grid, len(made)))
-        wide, compact = made[0]
-        made.append(made.pop(0))
+        wide, compact = self._next(grid)
         for values in (wide, compact):  # new content
             values.reshape(-1).view(np.uint32)[0] = time.monotonic_ns() % 2**31
         payload = Payload(name, grid, wide, compact, Path(encoded).read_bytes())
         return self._loop.run(self._hand_off(payload, beat))
 
+    def _next(self, grid: tuple[int, int, int]) -> tuple[Any, Any]:
+        made = self._values.setdefault(grid, [])
+        if len(made) < VARIANTS:
+            made.append(_values(grid, len(made)))
+        made.append(made.pop(0))
+        return made[-1]
+
     def burst(self, names: list[str], grid: tuple[int, int, int], encoded: str) -> dict[str, Any]:
-        """All of them, before any rank takes one."""
+        """All of them, before any rank takes one. What is sent again may still be on its way: nothing is changed."""
+        data = Path(encoded).read_bytes()
         for name in names:
-            self.hand_off(name, grid, encoded, False)
+            self._loop.run(self._hand_off(Payload(name, grid, *self._next(grid), data), False))
         return {}
 
     async def _hand_off(self, payload: Payload, beat: bool) -> dict[str, Any]:
         pulse = asyncio.create_task(_longest_gap()) if beat else None
         await asyncio.sleep(0)
         written = await self._front.hand_off(payload)
+        self._written = written.values
         gap = None
         if pulse is not None:
             await asyncio.sleep(0)
@@ -72,9 +77,12 @@ class FrontMember:
             "writer_s": written.writer_s,
             "hash_s": written.hash_s,
             "carried": written.values.nbytes,
-            "checksum": checksum(written.values),
             "loop_block_s": gap,
         }
+
+    def check(self) -> dict[str, Any]:
+        """What every rank must have, of the last hand-off."""
+        return {"checksum": checksum(self._written)}
 
     def settle(self, count: int) -> dict[str, Any]:
         """See :class:`coatcheck.bench.handoff.meter.Front`."""
@@ -88,15 +96,34 @@ class FrontMember:
         self._loop.close()
 
 
+class _Clock:
+    """Seconds in which this thread ran or slept: a wait for a core does not count."""
+
+    def __init__(self) -> None:
+        self._file = os.open("/proc/thread-self/schedstat", os.O_RDONLY)  # its second number: that wait, in ns
+
+    def now(self) -> float:
+        return time.monotonic() - int(os.pread(self._file, 64, 0).split()[1]) / 1e9
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
 async def _longest_gap() -> float:
-    """Seconds between two turns on the event loop, until it is cancelled."""
-    longest, last = 0.0, time.monotonic()
+    """Seconds between two turns on the event loop, until it is cancelled.
+
+    It turns all the time, unlike a front end's loop, so a core may well be taken from it: that does not count.
+    """
+    clock = _Clock()
+    longest, last = 0.0, clock.now()
     while True:
         try:
             await asyncio.sleep(0)
         except asyncio.CancelledError:
+            clock.close()
             return longest
-        longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        now = clock.now()
+        longest, last = max(longest, now - last), now
 
 
 class RankMember:
@@ -106,21 +133,26 @@ class RankMember:
         self._side = make(place)
 
     def take(self, waiting: Callable[[], None]) -> dict[str, Any]:
-        """``waiting`` is called just before it sleeps."""
+        """``waiting`` is called just before it sleeps. The tensor is kept for ``check``."""
         meter = Meter()
+        self._side.prepare()
         waiting()
         self._side.wait()
-        tensor = self._side.take(meter)
+        self._tensor = self._side.take(meter)
+        return {"steps": meter.steps, "held": meter.steps[-1][2] if meter.held is None else meter.held}
+
+    def check(self) -> dict[str, Any]:
+        """Reads what was taken, and releases it."""
         begin = time.monotonic()
-        found = checksum(tensor.numpy())
+        found = checksum(self._tensor.numpy())
         read_s = time.monotonic() - begin
-        del tensor
-        held = meter.steps[-1][2] if meter.held is None else meter.held
-        return {"steps": meter.steps, "held": held, "release": self._release(), "read_s": read_s, "checksum": found}
+        del self._tensor
+        return {"release": self._release(), "read_s": read_s, "checksum": found}
 
     def burst(self, count: int) -> dict[str, Any]:
         """Takes and releases so many, one after the other; they wait already."""
         taken = []
+        self._side.prepare()
         for _ in range(count):
             meter = Meter()
             self._side.wait()
@@ -161,6 +193,8 @@ class Member:
             self.answer(**side.hand_off(grid=tuple(options.pop("grid")), **options))
         elif do == "burst" and isinstance(side, FrontMember):
             self.answer(**side.burst(grid=tuple(options.pop("grid")), **options))
+        elif do == "check" and side is not None:
+            self.answer(**side.check())
         elif do == "settle" and isinstance(side, FrontMember):
             self.answer(**side.settle(**options))
         elif do == "burst" and isinstance(side, RankMember):

@@ -14,6 +14,8 @@ thread that measures. One hand-off:
 * *ready*: from ``started`` until the last rank holds the tensor: on whatever thread, if the rank's side says when, else
   at the end of its last step.
 * *agreed*: from ``started`` until the last rank's thread has done its last step.
+* *lane*: CPU time of a rank's other thread for the request. No part of the stall. What gloo's and zmq's own threads
+  take is counted for nobody.
 * *release*: what the thread does to let go of the tensor after its use. Part of the stall.
 * *read*: reading every byte of the tensor once, afterwards, which also faults in what was only mapped.
 """
@@ -32,6 +34,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
+LANE = "lane"
 WAIT_S = 60.0  # every wait of a contender is bounded by this, where its code can be told
 
 
@@ -79,6 +82,14 @@ class Meter:
     steps: list[tuple[str, float, float, float]] = field(default_factory=list)  # name, begin, end, CPU seconds
 
     @contextmanager
+    def lane(self) -> Iterator[None]:
+        """A thread beside the scheduler's is busy with the request; the tensor is held when it is done."""
+        begin, cpu = time.monotonic(), time.thread_time()
+        yield
+        self.held = time.monotonic()
+        self.steps.append((LANE, begin, self.held, time.thread_time() - cpu))
+
+    @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """The scheduler's thread is busy with the request."""
         with self.step_from(name, time.monotonic(), time.thread_time()):
@@ -109,6 +120,10 @@ class Front(Protocol):
 
 class RankSide(Protocol):
     """A rank's side of one contender; all of it runs on the thread that stands for the scheduler's."""
+
+    def prepare(self) -> None:
+        """Before anything is measured: makes this contender's settings those of the process."""
+        ...
 
     def wait(self) -> None:
         """Sleeps until a request is there. A follower that sleeps in a collective returns at once."""

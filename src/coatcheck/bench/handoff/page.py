@@ -23,6 +23,7 @@ MEANINGS = [
         "brackets the CPU time of that thread",
     ),
     ("idle", "the same for a request that came alone, to ranks that slept: slower, since nothing is in the caches"),
+    ("lane", "CPU time of the rank's other thread, which holds up no scheduler, where there is one"),
     ("hash", "identity of the content, where the front end computes it; where ranks do, it is in their stall"),
     ("loop blocked", "longest time in which the front end's event loop had no turn; measured in other hand-offs"),
     ("read once", "a rank reads every byte afterwards, which also faults in what was only mapped"),

@@ -70,6 +70,7 @@ class HandoffRun(msgspec.Struct, frozen=True):
     agreed_ms: Quantiles | None
     stall_ms: StallByRole  # of requests that waited for the ranks
     idle_stall_ms: StallByRole  # of requests that came one at a time, to ranks that slept
+    lane_cpu_ms: Quantiles | None  # of all ranks; None where everything is done on the scheduler's thread
     hash_ms: Quantiles | None
     loop_block_ms: Quantiles | None
     read_ms: Quantiles | None  # of all ranks

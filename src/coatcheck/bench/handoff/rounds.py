@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from coatcheck.bench.environment import environment, load_average
-from coatcheck.bench.handoff.config import EDGE, HandoffConfig, grid_of
+from coatcheck.bench.handoff.config import EDGE, PATCH_BYTES, HandoffConfig, grid_of
 from coatcheck.bench.handoff.contenders import CONTENDERS, interpreter, versions
 from coatcheck.bench.handoff.result import HandoffReport, HandoffRun, Queued, Sample, Turn
 from coatcheck.bench.handoff.summary import run_of, sampled, steps_of
@@ -22,13 +22,16 @@ from coatcheck.bench.handoff.team import Team, TeamFailed
 from coatcheck.bench.result import SCHEMA
 from coatcheck.bench.rounds import CpuMeter, rotated
 
+WARM = 0  # a round that is not counted
+WARM_TURNS = 2  # vLLM's arena has 8 slots, which take turns
 Grid = tuple[int, int, int]
 Progress = Callable[[str], None]
 
 
 def measure(config: HandoffConfig, progress: Progress) -> HandoffReport:
     """All contenders for each number of ranks in turn. One that fails is listed with its reason."""
-    before = environment()
+    names = dict.fromkeys(CONTENDERS[name].environment for name in config.contenders if CONTENDERS[name].environment)
+    before = {**environment(), "peers": {name: versions(interpreter(name, config.peers)) for name in names}}
     grids = [grid_of(size) for size in config.sizes]
     turns: list[Turn] = []
     runs = []
@@ -38,10 +41,8 @@ def measure(config: HandoffConfig, progress: Progress) -> HandoffReport:
             match.play()
             turns += match.turns
             runs += [match.run(name, grid) for name in config.contenders for grid in grids]
-    names = dict.fromkeys(CONTENDERS[name].environment for name in config.contenders if CONTENDERS[name].environment)
-    peers = {name: versions(interpreter(name, config.peers)) for name in names}
     options = {**asdict(config), "peers": config.peers.name}
-    after = {"load_average_after": load_average(), "peers": peers}
+    after = {"load_average_after": load_average()}
     return HandoffReport(SCHEMA, {**before, **after}, options, turns, runs)
 
 
@@ -82,13 +83,15 @@ class _Match:
         try:
             for name in dict.fromkeys(CONTENDERS[name].environment for name in self.config.contenders):
                 self._enter(name)
-            for number in range(self.config.rounds + 1):  # round 0 warms up
+            for _ in range(WARM_TURNS):
+                for name in self.config.contenders:
+                    self._turn(name, WARM)
+            for number in range(1, self.config.rounds + 1):
                 for name in rotated(self.config.contenders, number):
-                    if name not in self.failures:
-                        self._turn(name, number)
+                    self._turn(name, number)
         finally:
             for team in self._teams.values():
-                team.__exit__(None, None, None)
+                team.close()
 
     def run(self, name: str, grid: Grid) -> HandoffRun:
         """What came of one contender with one size."""
@@ -103,8 +106,8 @@ class _Match:
             self.failures.get(name, ""),
         )
 
-    def _enter(self, environment: str) -> None:
-        """Starts the environment's team, without contenders that cannot."""
+    def _enter(self, environment: str) -> list[str]:
+        """Starts the environment's team, without contenders that cannot; the others' names."""
         python = interpreter(environment, self.config.peers)
         while names := [
             name
@@ -117,20 +120,23 @@ class _Match:
                 team = Team(python, self.ranks)
             except TeamFailed as error:
                 self.failures.update(dict.fromkeys(names, str(error)))
-                return
+                return []
+            self._teams[environment] = team  # from now on it is closed in any case
             try:
                 for opening in names:
                     team.open(CONTENDERS[opening])
             except TeamFailed as error:
                 self.failures[opening] = str(error)
-                team.__exit__(TeamFailed, error, None)
+                self._teams.pop(environment).close(at_once=True)
                 continue
             team.pause()
-            self._teams[environment] = team
-            return
+            return names
+        return []
 
     def _turn(self, name: str, number: int) -> None:
-        """All sizes, each several times."""
+        """All sizes, each several times; nothing if the contender has failed."""
+        if name in self.failures:
+            return
         environment = CONTENDERS[name].environment
         team = self._teams[environment]
         self.progress(f"{self.ranks} ranks, round {number} of {self.config.rounds}: {name}")
@@ -138,14 +144,18 @@ class _Match:
         meter, begin = CpuMeter(team.pids()), time.monotonic()
         try:
             for grid in self.images:
-                for repeat in range(self.config.repeats + 1):
-                    self._hand_off(team, name, grid, number, beat=repeat == self.config.repeats)
+                for _ in range(self.config.repeats):
+                    self._hand_off(team, name, grid, number, beat=False)
+                if CONTENDERS[name].loop:
+                    self._hand_off(team, name, grid, number, beat=True)
                 self._burst(team, name, grid, number)
         except TeamFailed as error:
             self.failures[name] = str(error)
-            team.__exit__(TeamFailed, error, None)
+            team.close(at_once=True)
             del self._teams[environment]
-            self._enter(environment)  # for the other contenders
+            others = self._enter(environment)
+            for other in others if number != WARM else ():
+                self._turn(other, WARM)
             return
         _, others = meter.stop()
         team.pause()
@@ -165,6 +175,7 @@ class _Match:
     def _burst(self, team: Team, name: str, grid: Grid, number: int) -> None:
         self._count += 1
         names = [f"{name}/{self._count}/{at}" for at in range(self.config.burst)]
-        taken = team.burst(name, names, grid, self.images[grid])
+        nbytes = grid[0] * grid[1] * grid[2] * PATCH_BYTES
+        taken = team.burst(name, names, grid, self.images[grid], nbytes)
         if number:
             self.bursts[name, grid] += [Queued(number, steps_of(one)) for one in taken[1:]]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from coatcheck.bench.handoff.config import PATCH_BYTES
+from coatcheck.bench.handoff.meter import LANE
 from coatcheck.bench.handoff.result import HandoffRun, Quantiles, Queued, Sample, Stall, StallByRole, Step
 
 RELEASE = "release"
@@ -29,8 +30,8 @@ def sampled(number: int, written: Mapping[str, Any], taken: Sequence[Mapping[str
 
 
 def steps_of(taken: Sequence[Mapping[str, Any]]) -> list[list[Step]]:
-    """By rank. A follower's step begins with the entry rank's of that name, if there is one."""
-    begins = {name: begin for name, begin, _, _ in reversed(taken[0]["steps"])} if taken else {}
+    """By rank. A follower's step begins with the entry rank's of that name, if there is one; its lane is its own."""
+    begins = {name: begin for name, begin, _, _ in reversed(taken[0]["steps"]) if name != LANE} if taken else {}
     steps = []
     for rank, own in enumerate(taken):
         made = [
@@ -62,6 +63,9 @@ def run_of(
         agreed_ms=_quantiles(sample.agreed_ms for sample in plain),
         stall_ms=_by_role([one.steps for one in queued]),
         idle_stall_ms=_by_role([sample.steps for sample in plain]),
+        lane_cpu_ms=_quantiles(
+            step.cpu_ms for one in queued for steps in one.steps for step in steps if step.name == LANE
+        ),
         hash_ms=_quantiles(sample.hash_ms for sample in plain),
         loop_block_ms=_quantiles(sample.loop_block_ms for sample in samples),
         read_ms=_quantiles(read for sample in plain for read in sample.read_ms),
@@ -78,8 +82,9 @@ def _by_role(requests: list[list[list[Step]]]) -> StallByRole:
 
 
 def _stall(of: list[list[Step]]) -> Stall | None:
-    wall = _quantiles(sum(step.wall_ms for step in steps) for steps in of)
-    cpu = _quantiles(sum(step.cpu_ms for step in steps) for steps in of)
+    own = [[step for step in steps if step.name != LANE] for steps in of]
+    wall = _quantiles(sum(step.wall_ms for step in steps) for steps in own)
+    cpu = _quantiles(sum(step.cpu_ms for step in steps) for steps in own)
     return None if wall is None or cpu is None else Stall(wall.p50, wall.p99, cpu.p50, cpu.p99)
 
 

@@ -21,6 +21,7 @@ HEADS = (
     "stall, follower (CPU)",
     "idle: entry (CPU)",
     "idle: follower (CPU)",
+    "lane (CPU)",
     "hash",
     "loop blocked",
     "read once",
@@ -38,13 +39,14 @@ def titled(report: HandoffReport) -> Iterator[tuple[str, list[HandoffRun]]]:
 def cells(run: HandoffRun, tails: bool = True) -> list[str]:
     """In order of HEADS, with 99th percentiles or medians alone; of a contender that failed, why."""
     if run.failed:
-        return [f"failed: {run.failed}", *[""] * (len(HEADS) - 1)]
+        return [f"failed: {run.failed}".replace("|", "/"), *[""] * (len(HEADS) - 1)]
     stalls = (run.stall_ms.entry, run.stall_ms.follower, run.idle_stall_ms.entry, run.idle_stall_ms.follower)
     return [
         _time(run.writer_ms, tails),
         _time(run.ready_ms, tails),
         _time(run.agreed_ms, tails),
         *(NONE if stall is None else f"{_time(stall, tails)} ({shown(stall.cpu_p50)})" for stall in stalls),
+        _time(run.lane_cpu_ms, tails),
         _time(run.hash_ms, tails),
         _time(run.loop_block_ms, tails),
         _time(run.read_ms, tails),

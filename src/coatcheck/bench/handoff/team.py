@@ -14,9 +14,9 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import psutil
 
@@ -27,6 +27,7 @@ from coatcheck.process import PARENT
 OPEN_S = 180.0  # a peer's imports take 20 s on two quiet cores, and all ranks do it at once
 HAND_OFF_S = 90.0
 END_S = 10.0
+DRAIN_BYTES_S = 5e8  # slower than any socket here: what was sent has arrived after this
 SETTLE_S = 0.005  # from the last rank's word that it goes to sleep until the front end begins
 
 
@@ -116,7 +117,7 @@ class _Process:
 
 
 class Team:
-    """``with``: all processes are gone afterwards, and all files."""
+    """``close`` it: then all its processes are gone, and all its files."""
 
     def __init__(self, python: Path, ranks: int) -> None:
         if not python.is_file():
@@ -126,12 +127,16 @@ class Team:
             **os.environ,
             PARENT: str(os.getpid()),
             "GLOO_SOCKET_IFNAME": "lo",
-            "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "passive",
         }
-        self._all = [_Process(python, self._directory, ranks, rank, environment) for rank in range(-1, ranks)]
+        one_thread = {**environment, "OMP_NUM_THREADS": "1"}  # ranks; a front end has as many as it likes
+        self._all = [
+            _Process(python, self._directory, ranks, rank, environment if rank < 0 else one_thread)
+            for rank in range(-1, ranks)
+        ]
         self._front, *self._ranks = self._all
         self._ranked: set[str] = set()  # contenders
+        self._shared: set[Path] = set()  # files of shared memory, ours to remove in the end
 
     def open(self, contender: Contender) -> None:
         """Its front end's side first, then all ranks'. Raises TeamFailed."""
@@ -160,17 +165,30 @@ class Team:
         )
         written = self._front.answer(HAND_OFF_S)
         taken = [rank.answer(HAND_OFF_S) for rank in ranks]
+        written, *taken = self._checked(contender, [written, *taken], [self._front, *ranks])
         self._settle(contender, 1)
         return written, taken
 
+    def _checked(
+        self, contender: str, answers: Sequence[dict[str, Any]], processes: Sequence[_Process]
+    ) -> list[dict[str, Any]]:
+        """The answers, each with what its process says when it reads the tensor; nothing is measured meanwhile."""
+        for process in processes:
+            process.command(do="check", contender=contender)
+        return [{**answer, **process.answer(HAND_OFF_S)} for answer, process in zip(answers, processes, strict=True)]
+
     def burst(
-        self, contender: str, names: Sequence[str], grid: Sequence[int], encoded: Path
+        self, contender: str, names: Sequence[str], grid: Sequence[int], encoded: Path, nbytes: int
     ) -> list[list[dict[str, Any]]]:
-        """All of them wait before the ranks take the first: what each rank measured of each. Raises TeamFailed."""
+        """All of them wait before the ranks take the first: what each rank measured of each. Raises TeamFailed.
+
+        ``nbytes``: of one, wide.
+        """
         if contender not in self._ranked:
             return []
         self._front.command(do="burst", contender=contender, names=names, grid=list(grid), encoded=str(encoded))
         self._front.answer(HAND_OFF_S)
+        time.sleep(SETTLE_S + len(names) * nbytes / DRAIN_BYTES_S)
         for rank in self._ranks:
             rank.command(do="burst", contender=contender, count=len(names))
         taken = [rank.answer(HAND_OFF_S)["taken"] for rank in self._ranks]
@@ -183,35 +201,60 @@ class Team:
 
     def pause(self) -> None:
         """Until ``resume`` no process of the team runs: what spins or beats when idle disturbs nobody."""
+        self._note_shared_memory()
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """See ``pause``."""
         self._signal(signal.SIGCONT)
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _note_shared_memory(self) -> None:
         for process in self._all:
-            for one in (*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)):
-                one.send_signal(number)
+            self._shared |= _shared_memory(process.pid)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To all that lives of it."""
+        for process in self._all:
+            try:
+                whole = psutil.Process(process.pid)
+                children = whole.children(recursive=True)
+            except psutil.NoSuchProcess:
+                continue
+            for one in (*children, whole):
+                with suppress(psutil.NoSuchProcess):
+                    if not _is_resource_tracker(one):  # it must notice our end, whatever it is
+                        one.send_signal(number)
 
     def pids(self) -> dict[str, int]:
-        """By name."""
-        return {process.name: process.pid for process in self._all}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.resume_all_that_lives()
+        """By name, children too."""
+        pids = {process.name: process.pid for process in self._all}
         for process in self._all:
-            process.end(0.0 if error is not None else END_S)
+            with suppress(psutil.NoSuchProcess):
+                pids |= {str(child.pid): child.pid for child in psutil.Process(process.pid).children(recursive=True)}
+        return pids
+
+    def close(self, at_once: bool = False) -> None:
+        """Ends and reaps all processes, orderly unless ``at_once``; removes all files."""
+        self.resume()  # a stopped process cannot end orderly
+        self._note_shared_memory()
+        for process in self._all:
+            process.end(0.0 if at_once else END_S)
+        for process in self._all:  # SGLang has its creator's pid in the name
+            self._shared |= set(Path("/dev/shm").glob(f"*_{process.pid}_*"))
+        for path in self._shared:  # a peer that is killed leaves it
+            path.unlink(missing_ok=True)
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def resume_all_that_lives(self) -> None:
-        """A stopped process cannot end orderly."""
-        try:
-            self.resume()
-        except psutil.NoSuchProcess:
-            return
+
+def _is_resource_tracker(process: psutil.Process) -> bool:
+    return any("resource_tracker" in part for part in process.cmdline())
+
+
+def _shared_memory(pid: int) -> set[Path]:
+    """Files in /dev/shm that the process maps; empty if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:
+        return set()
+    mapped = {line.split(maxsplit=5)[-1] for line in lines}
+    return {Path(path) for path in mapped if path.startswith("/dev/shm/") and not path.endswith("(deleted)")}

@@ -52,6 +52,9 @@ class ObjectListRank:
         self._in = Inbox(place.path("requests")) if place.rank == 0 else None
         self._held: list[torch.Tensor] = []
 
+    def prepare(self) -> None:
+        """Nothing."""
+
     def wait(self) -> None:
         """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
         if self._in is not None:

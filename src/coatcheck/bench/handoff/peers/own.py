@@ -161,6 +161,9 @@ class Rank:
         self._failure: Exception | None = None
         self._now: Arrived | None = None
 
+    def prepare(self) -> None:
+        """Nothing."""
+
     def wait(self) -> None:
         """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
         if self._requests is not None:
@@ -171,11 +174,13 @@ class Rank:
         with meter.step("arrive"):
             arrived, frames = self._lead() if self._requests is not None else self._follow()
             self._now = arrived
-            deliver = partial(self._deliver, arrived, frames, meter)
             if self._background:
+                deliver = partial(self._deliver_in_lane, arrived, frames, meter)
                 self._lane.submit(Job(arrived.request, False, lambda: True, deliver))
             else:
-                deliver()
+                self._deliver(arrived, frames)
+                meter.held = time.monotonic()
+                self._tell(arrived)
         if self._reports is not None:
             self._await_reports(arrived, self._reports, meter)
         with meter.step("admit"):
@@ -202,14 +207,20 @@ class Rank:
         plan, frames = self._channel.receive()
         return plan.arrivals[0], list(frames)
 
-    def _deliver(self, arrived: Arrived, frames: list[Buffer], meter: Meter) -> None:
-        """On the lane's thread or on this one, as the strategy says."""
+    def _deliver_in_lane(self, arrived: Arrived, frames: list[Buffer], meter: Meter) -> None:
+        with meter.lane():
+            self._deliver(arrived, frames)
+        self._tell(arrived)
+
+    def _deliver(self, arrived: Arrived, frames: list[Buffer]) -> None:
         try:
             inputs = self._materialize(arrived, frames)
             self._made.append(inputs.items[0].pixels)
-            meter.held = time.monotonic()
         except Exception as error:
             self._failure = error
+
+    def _tell(self, arrived: Arrived) -> None:
+        """The entry rank: whether this rank is ready, or why not."""
         reason = None if self._failure is None else str(self._failure)
         send(self._report.socket, Ready(arrived.request, self._place.rank, reason))
 

@@ -71,6 +71,9 @@ class Rank:
         self._in = Inbox(place.path("requests")) if place.rank == 0 else None
         self._held: list[Any] = []
 
+    def prepare(self) -> None:
+        """Nothing."""
+
     def wait(self) -> None:
         """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
         if self._in is not None:

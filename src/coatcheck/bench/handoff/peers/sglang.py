@@ -40,6 +40,9 @@ MERGE = 4  # patches that become one token
 IMAGE = 151655  # Qwen2.5-VL's placeholder
 
 
+_configured: dict[str, bool] = {}  # what the process's settings are now
+
+
 def _configure(place: Place, broadcast: bool = False) -> None:
     get_context().override_server_args(tp_size=place.ranks, enable_broadcast_mm_inputs_process=broadcast).install()
 
@@ -140,11 +143,13 @@ class Rank:
         self._scheduler._process_and_broadcast_mm_inputs = partial(
             Scheduler._process_and_broadcast_mm_inputs, self._scheduler
         )
-        self._configured = False
         self._held: list[Any] = []
 
-    def wait(self) -> None:
-        """See :class:`coatcheck.bench.handoff.meter.RankSide`. Contenders take turns with the process's settings."""
+    def prepare(self) -> None:
+        """Contenders of one process take turns with its settings."""
+        if _configured.get("broadcast") == self._broadcast:
+            return
+        _configured["broadcast"] = self._broadcast
         _configure(self._place, self._broadcast)
         get_parallel().override_permanently(
             pp_rank=0,
@@ -155,6 +160,9 @@ class Rank:
                 rank=self._place.rank, ranks=list(range(self._place.ranks)), cpu_group=dist.group.WORLD
             ),
         )
+
+    def wait(self) -> None:
+        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
         if self._in is not None:
             self._in.wait()
 

@@ -120,6 +120,9 @@ class Rank:
         )
         self._held: list[Any] = []
 
+    def prepare(self) -> None:
+        """Nothing."""
+
     def wait(self) -> None:
         """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
         if self._in is not None:

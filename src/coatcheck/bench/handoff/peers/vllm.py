@@ -60,6 +60,7 @@ class Front:
     """The engine core, or with ``store`` the API server and the engine core in one."""
 
     def __init__(self, place: Place, arena: bool = False, store: bool = False) -> None:
+        os.environ["VLLM_RPC_BASE_PATH"] = place.directory  # its sockets stay where they are made
         self._queue = MessageQueue(place.ranks, place.ranks, enable_shm_tensor_arena=arena)
         self._store = None
         handles: dict[str, Any] = {"queue": self._queue.export_handle()}
@@ -82,7 +83,7 @@ class Front:
         hash_s = hashing.seconds()
         watch = Watch()
         if self._store is None:
-            self._queue.enqueue(tensor, timeout=WAIT_S)
+            self._queue.enqueue((key, tensor), timeout=WAIT_S)
         else:
             key = f"{key}{payload.name}"  # each request is to be new content
             where = self._store.put(key, tensor)
@@ -123,6 +124,9 @@ class Rank:
             self._began = (time.monotonic(), time.thread_time())
             yield buffer
 
+    def prepare(self) -> None:
+        """Nothing."""
+
     def wait(self) -> None:
         """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
         if not self._connected:
@@ -135,8 +139,8 @@ class Rank:
         with meter.step_from(self._name, *self._began):
             if self._store is not None:
                 key, address, number, signature = found
-                found = self._store.get(address, number, signature, key)
-            self._held = [found]
+                found = key, self._store.get(address, number, signature, key)
+            self._held = [found[1]]
         return self._held[0]
 
     def release(self) -> None:
