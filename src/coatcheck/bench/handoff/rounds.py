@@ -153,8 +153,8 @@ class _Match:
             self.failures[name] = str(error)
             team.close(at_once=True)
             del self._teams[environment]
-            others = self._enter(environment)
-            for other in others if number != WARM else ():
+            again = self._enter(environment)
+            for other in again if number != WARM else ():
                 self._turn(other, WARM)
             return
         _, others = meter.stop()
