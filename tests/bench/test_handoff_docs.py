@@ -49,7 +49,7 @@ def test_a_goal_is_a_figure_or_a_ratio_and_a_miss_is_bold() -> None:
     assert Goal("", ready, F32, 100, 0.5, "vllm-arena").value(made, 2) == 0.25
     assert Goal("", entry, F32, 100, 0.5, F32, 1).value(made, 2) == 2.0
     table = goal_table({"first": made})
-    assert "| stall, entry, CPU, 100 MB | 0.5 ms | **2 ms** |" in table
+    assert "| stall, entry, CPU, largest of all sizes | 0.5 ms | **2 ms** |" in table
     assert "failed" in next(line for line in table.splitlines() if "memcpy, 25 MB" in line)
 
 

@@ -58,7 +58,7 @@ def stall(report: Report) -> Figure:
         for offset, (_, colour, ranks) in zip((-0.19, 0.19), roles, strict=False):
             values = [max(ms, LEAST_MS) for sample in _succeeded(run) for ms in sample.stall_ms[ranks]]
             _box(axes, at + (offset if run.tp > 1 else 0), values, 0.3, colour)
-    plain_log_ticks(axes)
+    _plain_log_ticks(axes)
     if len(roles) > 1:
         _legend(figure, [Patch(facecolor=colour, edgecolor=BLACK, label=name) for name, colour, _ in roles])
     return figure
@@ -195,7 +195,7 @@ def _succeeded(run: Run) -> list[RequestSample]:
     return [sample for r in run.samples for sample in r.requests if sample.error is None]
 
 
-def plain_log_ticks(axes: Axes) -> None:
+def _plain_log_ticks(axes: Axes) -> None:
     """0.1, 1, 10 rather than powers; 1, 2, 5 of each decade where there are few, and even steps within one."""
     low, high = axes.get_xlim()
     even = matplotlib.ticker.MaxNLocator(6, steps=[1, 2, 5, 10])

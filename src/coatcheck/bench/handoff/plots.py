@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from coatcheck.bench.handoff.result import HandoffReport, HandoffRun
-from coatcheck.bench.plots import BLACK, BLUE, GREEN, GREY, LEAST_MS, VERMILLION, plain_log_ticks, styled
+from coatcheck.bench.plots import BLACK, BLUE, GREEN, GREY, LEAST_MS, VERMILLION, styled
 
 COLOURS = {"coatcheck": VERMILLION, "sglang": BLUE, "vllm": GREEN, "memcpy": BLACK}  # by the first part of the name
 
@@ -60,5 +61,7 @@ def by_size(report: HandoffReport, ranks: int) -> Figure:
                 axes.scatter(values, [line] * len(values), s=marks, color=colour, alpha=0.75, lw=0, zorder=3)
             elif any(run.failed for run in runs if run.contender == name) and at == 0:
                 axes.text(0.02, line, "failed", transform=axes.get_yaxis_transform(), va="center", color=VERMILLION)
-        plain_log_ticks(axes)
+        axes.xaxis.set_major_locator(LogLocator(numticks=10))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
     return figure
