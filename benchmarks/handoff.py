@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.schemes_report import ROOT, replaced
 from coatcheck.bench.files import read_json
 from coatcheck.bench.handoff.plots import by_size
-from coatcheck.bench.handoff.result import HandoffReport, HandoffRun
+from coatcheck.bench.handoff.result import HandoffReport, HandoffRun, Quantiles, Stall
 from coatcheck.bench.handoff.table import markdown, shown
 from coatcheck.bench.plots import svg
 
@@ -32,52 +32,25 @@ F32, COMPACT = "coatcheck-handle-f32", "coatcheck-handle"
 Figure = Callable[[HandoffRun], float]
 
 
-def ready(run: HandoffRun) -> float:
-    """Median, ms."""
-    assert run.ready_ms is not None
-    return run.ready_ms.p50
+def _median(of: Callable[[HandoffRun], Quantiles | Stall | None], cpu: bool = False) -> Figure:
+    """In ms; ``of`` a run that did not fail. ``cpu``: a stall's CPU time in place of its wall time."""
+
+    def figure(run: HandoffRun) -> float:
+        found = of(run)
+        assert found is not None, run.contender
+        return found.cpu_p50 if cpu and isinstance(found, Stall) else found.p50
+
+    return figure
 
 
-def agreed(run: HandoffRun) -> float:
-    """Median, ms."""
-    assert run.agreed_ms is not None
-    return run.agreed_ms.p50
-
-
-def writer(run: HandoffRun) -> float:
-    """Median, ms."""
-    assert run.writer_ms is not None
-    return run.writer_ms.p50
-
-
-def blocked(run: HandoffRun) -> float:
-    """Median, ms."""
-    assert run.loop_block_ms is not None
-    return run.loop_block_ms.p50
-
-
-def entry(run: HandoffRun) -> float:
-    """Wall time, median, ms."""
-    assert run.stall_ms.entry is not None
-    return run.stall_ms.entry.p50
-
-
-def follower(run: HandoffRun) -> float:
-    """Wall time, median, ms."""
-    assert run.stall_ms.follower is not None
-    return run.stall_ms.follower.p50
-
-
-def entry_cpu(run: HandoffRun) -> float:
-    """CPU time, median, ms."""
-    assert run.stall_ms.entry is not None
-    return run.stall_ms.entry.cpu_p50
-
-
-def follower_cpu(run: HandoffRun) -> float:
-    """CPU time, median, ms."""
-    assert run.stall_ms.follower is not None
-    return run.stall_ms.follower.cpu_p50
+ready = _median(lambda run: run.ready_ms)
+agreed = _median(lambda run: run.agreed_ms)
+writer = _median(lambda run: run.writer_ms)
+blocked = _median(lambda run: run.loop_block_ms)
+entry = _median(lambda run: run.stall_ms.entry)
+follower = _median(lambda run: run.stall_ms.follower)
+entry_cpu = _median(lambda run: run.stall_ms.entry, cpu=True)
+follower_cpu = _median(lambda run: run.stall_ms.follower, cpu=True)
 
 
 @dataclass(frozen=True)
