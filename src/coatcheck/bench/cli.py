@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from coatcheck.bench.config import BenchConfig
+from coatcheck.bench.files import check_writable, write_json
 from coatcheck.bench.handoff.command import handoff
 from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
 from coatcheck.errors import ConfigError
@@ -109,9 +110,8 @@ def engine(
             step_ms=step_ms,
         ),
     )
-    _check_writable(json, html)
+    check_writable(json, html)
     try:  # all of it before minutes of measuring
-        from coatcheck.bench.files import write_json
         from coatcheck.bench.page import write_html
         from coatcheck.bench.table import table
 
@@ -133,13 +133,6 @@ def _strategies(text: str) -> tuple[str, ...]:
     if text == "all":
         return tuple(NAMES)
     return tuple(dict.fromkeys(canonical(name.strip(), "--strategies") for name in text.split(",")))
-
-
-def _check_writable(*paths: Path | None) -> None:
-    """Before minutes of measuring, not after."""
-    for path in paths:
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ConfigError(f"--json, --html: there is no directory {path.absolute().parent}")
 
 
 def _measure(config: BenchConfig) -> Report:

@@ -19,6 +19,13 @@ class _Schema(msgspec.Struct):
     schema: int
 
 
+def check_writable(*paths: Path | None) -> None:
+    """Before minutes of measuring, not after. Raises ConfigError where a file could not be written."""
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ConfigError(f"--json, --html: there is no directory {path.absolute().parent}")
+
+
 def write_json(report: msgspec.Struct, path: Path) -> None:
     """The same report gives the same bytes, compressed or not."""
     data = msgspec.json.encode(report)

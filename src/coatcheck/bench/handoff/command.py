@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from coatcheck.bench.files import check_writable, write_json
 from coatcheck.bench.handoff.config import HandoffConfig, numbers
 from coatcheck.bench.handoff.contenders import CONTENDERS
 from coatcheck.errors import ConfigError
@@ -42,12 +43,9 @@ def handoff(
         burst=burst,
         peers=peers,
     )
-    for path in (json, html):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ConfigError(f"--json, --html: there is no directory {path.absolute().parent}")
+    check_writable(json, html)
     quiet_libraries()
     try:
-        from coatcheck.bench.files import write_json
         from coatcheck.bench.handoff.page import write_html
         from coatcheck.bench.handoff.rounds import measure
         from coatcheck.bench.handoff.table import tables
