@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from coatcheck.bench import clip
@@ -32,8 +33,8 @@ def config(**options: Any) -> BenchConfig:
     return BenchConfig(("dict-inline",), **{"image": "112x84", "requests": 5, "output_tokens": 3, **options})
 
 
-def positions(ids: torch.Tensor, items: object) -> tuple[torch.Tensor, int]:
-    return torch.zeros((3, len(ids)), dtype=torch.int64), 0
+def positions(length: int, items: object) -> tuple[NDArray[np.int64], int]:
+    return np.zeros((3, length), dtype=np.int64), 0
 
 
 materialize = Materialize(positions, 510, 511, 2, 1176, table=PixelTable.of(image_processor(DEFAULT_MODEL)))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from coatcheck.errors import MaterializeError, UnknownStrategy
 from coatcheck.messages import Arrived, Item, Sampling, Tensor
@@ -18,8 +20,8 @@ IMAGE, VIDEO = 7, 8
 DIGEST = bytes(range(100, 132))
 
 
-def line(ids: torch.Tensor, items: Sequence[Item]) -> tuple[torch.Tensor, int]:
-    return torch.arange(len(ids)).expand(3, -1), len(items)
+def line(length: int, items: Sequence[Item]) -> tuple[NDArray[np.int64], int]:
+    return np.tile(np.arange(length), (3, 1)), len(items)
 
 
 materialize = Materialize(line, image=IMAGE, video=VIDEO, merge=2, width=3)

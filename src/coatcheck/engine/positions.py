@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from coatcheck.messages import Item
 
@@ -23,30 +24,31 @@ class ModelPositions:
         self._merge: int = config.vision_config.spatial_merge_size
         self._tokens_per_second: int = config.vision_config.tokens_per_second
 
-    def __call__(self, ids: torch.Tensor, items: Sequence[Item]) -> tuple[torch.Tensor, int]:
+    def __call__(self, length: int, items: Sequence[Item]) -> tuple[NDArray[np.int64], int]:
         """See :class:`coatcheck.strategies.Positions`.
 
         Text counts up on all three axes. An item's tokens start where the text before it ended and spread over time,
         height and width; the text after it goes on behind the larger edge.
         """
-        positions = torch.empty((3, len(ids)), dtype=torch.int64)
+        positions = np.empty((3, length), dtype=np.int64)
         done = base = 0
         for item in items:
             text = item.start - done
-            positions[:, done : item.start] = torch.arange(base, base + text)
+            positions[:, done : item.start] = np.arange(base, base + text)
             base += text
             done = item.start + item.count
             t, h, w = item.grid[0], item.grid[1] // self._merge, item.grid[2] // self._merge
-            block = positions[:, item.start : done].view(3, t, h, w)
-            block[0] = self._times(t, item.seconds)[:, None, None] + base
-            block[1] = torch.arange(base, base + h)[:, None]
-            block[2] = torch.arange(base, base + w)
+            axes = positions[:, item.start : done]
+            axes[0].reshape(t, h, w)[:] = self._times(t, item.seconds)[:, None, None] + base
+            axes[1].reshape(t, h, w)[:] = np.arange(base, base + h)[:, None]
+            axes[2].reshape(t, h, w)[:] = np.arange(base, base + w)
             base += max(h, w)
-        positions[:, done:] = torch.arange(base, base + len(ids) - done)
-        return positions, int(positions.max()) + 1 - len(ids)
+        positions[:, done:] = np.arange(base, base + length - done)
+        return positions, int(positions.max()) + 1 - length
 
-    def _times(self, patches: int, seconds: float | None) -> torch.Tensor:
+    def _times(self, patches: int, seconds: float | None) -> NDArray[np.int64]:
         """Of temporal patches, in steps of the model; float32 before it is cut off, as there."""
         if seconds is None:
-            return torch.arange(patches)
-        return (torch.arange(patches) * (self._tokens_per_second * torch.tensor(seconds))).long()
+            return np.arange(patches)
+        step = np.float32(self._tokens_per_second) * np.float32(seconds)
+        return (np.arange(patches, dtype=np.float32) * step).astype(np.int64)

@@ -5,6 +5,9 @@ tensors are made ready for the model. No pixel is copied: the tensors view the f
 
 What came as a frame in SGLang's form, wide, is hashed as SGLang hashes it (sha256 over the pixels), since that is part
 of what is compared; identity is the item's digest under every carrier.
+
+numpy does what is to be computed, not torch: after a sleep, which is how a request finds a rank that is not busy, this
+takes 0.45 ms of CPU for an image of 25 MB, with torch's operators 0.88 (2 cores, median of 80).
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from coatcheck.errors import MaterializeError, WireError
 from coatcheck.messages import Arrived, Handle, Item, Tensor
@@ -38,8 +43,8 @@ View = Callable[[Handle], Buffer]
 class Positions(Protocol):
     """Positions of a prompt, as the model wants them."""
 
-    def __call__(self, ids: torch.Tensor, items: Sequence[Item]) -> tuple[torch.Tensor, int]:
-        """``ids`` (length,) int64; ``items``: in the prompt's order -> ((3, length) int64, position delta)."""
+    def __call__(self, length: int, items: Sequence[Item]) -> tuple[NDArray[np.int64], int]:
+        """``length``: in tokens; ``items``: in the prompt's order -> ((3, length), position delta)."""
         ...
 
 
@@ -50,12 +55,20 @@ def no_arena(handle: Handle) -> Buffer:
 
 def tensor_over(payload: Buffer, pixels: Tensor | Handle) -> torch.Tensor:
     """Pixels over the payload, without a copy. Valid as long as the payload is."""
+    return torch.frombuffer(payload, dtype=DTYPES[pixels.dtype]).view(pixels.shape)
+
+
+def _silence() -> None:
+    """torch warns, once in a process, that writing through a tensor over read-only memory is undefined.
+
+    Nobody writes: pixels are read-only by contract (MultimodalItem), and a model that needs to write clones.
+    """
     with warnings.catch_warnings():
-        # torch warns that writing through a tensor over read-only memory is undefined. Nobody writes: pixels are
-        # read-only by contract (MultimodalItem), and a model that needs to write clones.
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        flat = torch.frombuffer(payload, dtype=DTYPES[pixels.dtype])
-    return flat.view(pixels.shape)
+        warnings.simplefilter("ignore")
+        torch.frombuffer(bytes(1), dtype=torch.uint8)
+
+
+_silence()
 
 
 def is_valid(item: Item) -> bool:
@@ -86,29 +99,29 @@ class Materialize:
             check_frames(arrived.items, frames)
         except WireError as error:
             raise MaterializeError(str(error)) from error
-        ids = self._whole(torch.tensor(arrived.ids, dtype=torch.int64), arrived.items)
+        ids = self._whole(np.array(arrived.ids, dtype=np.int64), arrived.items)
         valid = [item for item in arrived.items if is_valid(item)]
         self._check_spans(ids, valid)
         items = tuple(self._item(item, frames) for item in valid)
-        positions, delta = self.positions(ids, valid)
-        return MultimodalInputs(ids=ids, items=items, positions=positions, position_delta=delta)
+        positions, delta = self.positions(len(ids), valid)
+        return MultimodalInputs(torch.from_numpy(ids), items, torch.from_numpy(positions), delta)
 
-    def _whole(self, ids: torch.Tensor, items: Sequence[Item]) -> torch.Tensor:
+    def _whole(self, ids: NDArray[np.int64], items: Sequence[Item]) -> NDArray[np.int64]:
         """The prompt as the model gets it: an item's placeholder as often as it has tokens."""
         if not items:
             return ids
-        (places,) = torch.where((ids == self.image) | (ids == self.video))
+        places = np.flatnonzero((ids == self.image) | (ids == self.video))
         if len(places) != len(items) or min(item.count for item in items) < 0:
             raise MaterializeError(f"{len(items)} items came, and the prompt has {len(places)} placeholders")
-        times = torch.ones_like(ids)
-        times[places] = torch.tensor([item.count for item in items])
-        return ids.repeat_interleave(times)
+        times = np.ones_like(ids)
+        times[places] = [item.count for item in items]
+        return ids.repeat(times)
 
-    def _check_spans(self, ids: torch.Tensor, items: Sequence[Item]) -> None:
+    def _check_spans(self, ids: NDArray[np.int64], items: Sequence[Item]) -> None:
         """The items' spans are exactly the prompt's placeholders, in order."""
         if len(ids) == 0:
             raise MaterializeError("the prompt is empty")
-        expected = torch.full((len(ids),), NO_ITEM)
+        expected = np.full(len(ids), NO_ITEM)
         end = 0
         for item in items:
             if item.start < end or item.start + item.count > len(ids):
@@ -116,7 +129,7 @@ class Materialize:
             end = item.start + item.count
             expected[item.start : end] = self.image if item.seconds is None else self.video
         placeholders = (ids == self.image) | (ids == self.video)
-        if not torch.equal(expected, ids.where(placeholders, NO_ITEM)):
+        if not np.array_equal(expected, np.where(placeholders, ids, NO_ITEM)):
             raise MaterializeError("the items do not cover the prompt's image and video placeholders")
 
     def _item(self, item: Item, frames: Sequence[Buffer]) -> MultimodalItem:
