@@ -5,7 +5,7 @@ The runs, a good while apart::
     coatcheck bench handoff --json docs/benchmarks/handoff/first.json.gz
     coatcheck bench handoff --json docs/benchmarks/handoff/second.json.gz
 
-What is claimed of the first must hold in the second.
+What is claimed of the first, who is faster by a clear margin, must hold in the second.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ PLOTS = ROOT / "docs/analysis"
 RUNS = ("first", "second")
 ANY = 0.0  # MB: the size with the largest figure
 F32, COMPACT = "coatcheck-handle-f32", "coatcheck-handle"
+CLEAR = 1.25  # times as long: less is not claimed
 Figure = Callable[[HandoffRun], float]
 
 
@@ -88,6 +89,7 @@ def goals() -> Iterator[Goal]:
             f"stall, {role}, against sglang-precomputed-hash, 25 MB", figure, F32, 25, 1 / 3, "sglang-precomputed-hash"
         )
     yield Goal("ready against vllm-arena, 25 MB", ready, F32, 25, 1 / 1.5, "vllm-arena")
+    yield Goal("ready, compact, against vllm-arena, 25 MB", ready, COMPACT, 25, 1 / 1.5, "vllm-arena")
     for role, cpu in (("entry", entry_cpu), ("follower", follower_cpu)):
         yield Goal(f"stall, {role}, CPU, largest of all sizes", cpu, F32, ANY, 0.5, ms=True)
         yield Goal(f"stall, {role}, CPU, 100 MB against 1 MB", cpu, F32, 100, 1.3, F32, 1)
@@ -129,27 +131,43 @@ def _cell(value: float | None, goal: Goal) -> str:
 ORDERINGS: dict[str, Figure] = {"ready": ready, "agreed": agreed, "stall, entry": entry, "stall, follower": follower}
 
 
-def orderings(report: HandoffReport) -> set[tuple[str, int, float, str]]:
-    """Everybody behind whom our float32 handle is: figure, ranks, MB, contender."""
-    found = set()
+Cell = tuple[str, int, float, str]  # figure, ranks, MB, peer
+
+
+def ratios(report: HandoffReport) -> dict[Cell, float]:
+    """Our float32 handle's figure to each peer's: above 1 the peer is faster."""
+    found = {}
     for run in report.runs:
         if run.failed or run.contender in (F32, COMPACT, "memcpy"):
             continue
         own = find(report, F32, run.ranks, run.payload_bytes / 1e6)
+        if own is None:
+            continue
         for name, figure in ORDERINGS.items():
-            if own is not None and figure(own) > figure(run):
-                found.add((name, run.ranks, run.payload_bytes / 1e6, run.contender))
+            found[name, run.ranks, round(run.payload_bytes / 1e6, 1), run.contender] = figure(own) / figure(run)
     return found
 
 
+def claims(report: HandoffReport) -> dict[Cell, bool]:
+    """What is clear in a run: is the peer faster?"""
+    return {cell: ratio > 1 for cell, ratio in ratios(report).items() if not 1 / CLEAR < ratio < CLEAR}
+
+
+def disputed(first: HandoffReport, second: HandoffReport) -> set[Cell]:
+    """Claims of the first run for which the second says the opposite."""
+    other = ratios(second)
+    return {cell for cell, faster in claims(first).items() if cell in other and (other[cell] > 1) != faster}
+
+
 def ordering_table(runs: Mapping[str, HandoffReport]) -> str:
-    """Where our float32 handle is not the first, in any run."""
-    found = {name: orderings(report) for name, report in runs.items()}
+    """Where a peer is faster than our float32 handle by a clear margin in the first run, and by how much in each."""
+    found = {name: ratios(report) for name, report in runs.items()}
     heads = ["figure", "ranks", "MB", "faster", *[f"{name} run" for name in runs]]
-    lines = [heads, ["---", "---:", "---:", "---", *["---"] * len(runs)]]
-    for one in sorted(set().union(*found.values())):
-        name, ranks, size, peer = one
-        lines.append([name, str(ranks), f"{size:.1f}", peer, *("yes" if one in of else "no" for of in found.values())])
+    lines = [heads, ["---", "---:", "---:", "---", *["---:"] * len(runs)]]
+    for cell in sorted(cell for cell, faster in claims(runs["first"]).items() if faster):
+        name, ranks, size, peer = cell
+        shares = [f"{shown(of[cell])} x" if cell in of else "failed" for of in found.values()]
+        lines.append([name, str(ranks), f"{size:.1f}", peer, *shares])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

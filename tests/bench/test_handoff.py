@@ -42,6 +42,7 @@ def quiet(text: str) -> None:
 @pytest.fixture(scope="module")
 def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where teams have their files: short, since sockets are among them."""
+    tmp_path_factory.getbasetemp()  # pytest's own is not to be made in ours, which ends before it
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", name)
         yield Path(name)

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from coatcheck.bench import clip
+from coatcheck.bench import clip, noise
 from coatcheck.bench.config import MADE, BenchConfig
 from coatcheck.engine.checkpoint import read_config
 from coatcheck.errors import BadRequest, ConfigError
@@ -183,8 +182,7 @@ def _body(config: BenchConfig, video: bytes, index: int) -> bytes:
     content: list[dict[str, Any]] = []
     for _ in range(config.images_per_request):
         buffer = io.BytesIO()
-        coarse = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
-        coarse.resize(config.size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+        noise.smooth(rng, config.size).save(buffer, "JPEG", quality=noise.QUALITY)
         url = "data:image/jpeg;base64," + base64.b64encode(_marked(buffer.getvalue())).decode()
         content.append({"type": "image_url", "image_url": {"url": url}})
     if config.video:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from coatcheck.bench import noise
 from coatcheck.bench.environment import environment, load_average
 from coatcheck.bench.handoff.config import EDGE, PATCH_BYTES, HandoffConfig, grid_of
 from coatcheck.bench.handoff.contenders import CONTENDERS, interpreter, versions
@@ -54,11 +55,10 @@ def _images(grids: Sequence[Grid]) -> Iterator[dict[Grid, Path]]:
         for grid in grids:
             rng = np.random.default_rng(grid)
             height, width = grid[1] * EDGE, grid[2] * EDGE
-            coarse = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
-            smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
+            smooth = np.asarray(noise.smooth(rng, (width, height)), dtype=np.int16)
             grain = rng.integers(-8, 9, smooth.shape, dtype=np.int16)
             made[grid] = Path(directory) / f"{height}x{width}.jpg"
-            Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8)).save(made[grid], quality=90)
+            Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8)).save(made[grid], quality=noise.QUALITY)
         yield made
 
 

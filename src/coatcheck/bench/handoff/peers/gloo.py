@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from coatcheck.bench.handoff.meter import WAIT_S, Meter, Payload, Place, Written
-from coatcheck.bench.handoff.peers.pipe import Inbox, Outbox, Watch
+from coatcheck.bench.handoff.peers.pipe import Inbox, InboxRank, Outbox, Watch
 from coatcheck.messages import Tensor
 from coatcheck.strategies.materialize import tensor_over
 
@@ -45,37 +45,18 @@ class ObjectListFront:
         self._out.close()
 
 
-class ObjectListRank:
+class ObjectListRank(InboxRank):
     """The entry rank broadcasts a list of the one tensor."""
-
-    def __init__(self, place: Place) -> None:
-        self._in = Inbox(place.path("requests")) if place.rank == 0 else None
-        self._held: list[torch.Tensor] = []
-
-    def prepare(self) -> None:
-        """Nothing."""
-
-    def wait(self) -> None:
-        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
-        if self._in is not None:
-            self._in.wait()
 
     def take(self, meter: Meter) -> torch.Tensor:
         """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
         with meter.step("broadcast"):
-            objects = [None if self._in is None else _received(self._in)]
+            objects = [None if self.requests is None else _received(self.requests)]
             dist.broadcast_object_list(objects, src=0)
-            self._held = [tensor for tensor in objects if tensor is not None]
-        return self._held[0]
-
-    def release(self) -> None:
-        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
-        self._held.clear()
-
-    def close(self) -> None:
-        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
-        if self._in is not None:
-            self._in.close()
+            (tensor,) = objects
+            assert tensor is not None
+            self.held = [tensor]
+        return tensor
 
 
 def _received(inbox: Inbox) -> torch.Tensor:

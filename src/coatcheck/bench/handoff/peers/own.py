@@ -27,7 +27,7 @@ from coatcheck.admission import Ledger
 from coatcheck.arena import Arena, ArenaAddress, ArenaReader
 from coatcheck.bench.handoff.meter import WAIT_S, Meter, Payload, Place, Written
 from coatcheck.bench.handoff.peers.gloo import join as join
-from coatcheck.bench.handoff.peers.pipe import Inbox, Outbox, Watch
+from coatcheck.bench.handoff.peers.pipe import Inbox, InboxRank, Outbox, Watch
 from coatcheck.engine.checkpoint import read_config
 from coatcheck.engine.config import DEFAULT_MODEL
 from coatcheck.engine.positions import ModelPositions
@@ -142,10 +142,11 @@ class _World:
         dist.broadcast(tensor, src=0)
 
 
-class Rank:
+class Rank(InboxRank):
     """One rank; the entry rank decides by its ledger, as in the engine."""
 
     def __init__(self, place: Place, strategy: str) -> None:
+        super().__init__(place)
         self._place = place
         self._background = is_background(strategy)
         arena = Path(place.path("arena"))
@@ -154,25 +155,15 @@ class Rank:
         self._channel = PlanChannel(_World(), lambda arrivals, spent: None)
         self._lane = Lane(place.rank)
         self._ledger = Ledger(place.ranks, WAIT_S)
-        self._requests = Inbox(place.path("requests")) if place.rank == 0 else None
         self._reports = Inbox(place.path("reports")) if place.rank == 0 else None
         self._report, self._give_back = Outbox(place.path("reports")), Outbox(place.path("returns"))
-        self._made: list[torch.Tensor] = []
         self._failure: Exception | None = None
         self._now: Arrived | None = None
-
-    def prepare(self) -> None:
-        """Nothing."""
-
-    def wait(self) -> None:
-        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
-        if self._requests is not None:
-            self._requests.wait()
 
     def take(self, meter: Meter) -> torch.Tensor:
         """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
         with meter.step("arrive"):
-            arrived, frames = self._lead() if self._requests is not None else self._follow()
+            arrived, frames = self._lead(self.requests) if self.requests is not None else self._follow()
             self._now = arrived
             if self._background:
                 deliver = partial(self._deliver_in_lane, arrived, frames, meter)
@@ -193,11 +184,11 @@ class Rank:
                 admits = self._channel.receive()[0].admits
         if self._failure is not None or [admit.request for admit in admits] != [arrived.request]:
             raise RuntimeError(f"request {arrived.request} was not admitted: {self._failure}")
-        return self._made[0]
+        tensor: torch.Tensor = self.held[0]
+        return tensor
 
-    def _lead(self) -> tuple[Arrived, list[Buffer]]:
-        assert self._requests is not None
-        record, views = split(self._requests.receive())
+    def _lead(self, requests: Inbox) -> tuple[Arrived, list[Buffer]]:
+        record, views = split(requests.receive())
         arrived, frames = _arrived(record), list[Buffer](views)
         self._ledger.arrive(arrived.request, 0.0)
         self._channel.send(Plan(0, (arrived,)), frames)
@@ -215,7 +206,7 @@ class Rank:
     def _deliver(self, arrived: Arrived, frames: list[Buffer]) -> None:
         try:
             inputs = self._materialize(arrived, frames)
-            self._made.append(inputs.items[0].pixels)
+            self.held.append(inputs.items[0].pixels)
         except Exception as error:
             self._failure = error
 
@@ -233,7 +224,7 @@ class Rank:
 
     def release(self) -> None:
         """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
-        self._made.clear()
+        super().release()
         assert self._now is not None
         if self._reader is not None:
             for item in self._now.items:
@@ -244,7 +235,8 @@ class Rank:
     def close(self) -> None:
         """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
         self._lane.close(WAIT_S)
-        for box in (self._requests, self._reports, self._report, self._give_back):
+        super().close()
+        for box in (self._reports, self._report, self._give_back):
             if box is not None:
                 box.close()
 

@@ -1,4 +1,4 @@
-"""One-way sockets between processes of a team, and a stopwatch: what several contenders' sides share."""
+"""One-way sockets between processes of a team, a rank that has one, and a stopwatch: what contenders' sides share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import zmq
 
-from coatcheck.bench.handoff.meter import WAIT_S
+from coatcheck.bench.handoff.meter import WAIT_S, Place
 
 
 class Watch:
@@ -58,3 +58,31 @@ class Outbox:
     def close(self) -> None:
         """What was not sent is dropped."""
         self._context.destroy(linger=0)
+
+
+class InboxRank:
+    """A rank's side of which the entry rank alone has an inbox; the others learn by a collective what came.
+
+    ``held``: what keeps the tensor alive until it is released.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.requests = Inbox(place.path("requests")) if place.rank == 0 else None
+        self.held: list[Any] = []
+
+    def prepare(self) -> None:
+        """Nothing."""
+
+    def wait(self) -> None:
+        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
+        if self.requests is not None:
+            self.requests.wait()
+
+    def release(self) -> None:
+        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
+        self.held.clear()
+
+    def close(self) -> None:
+        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
+        if self.requests is not None:
+            self.requests.close()

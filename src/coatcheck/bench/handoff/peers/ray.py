@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from coatcheck.bench.handoff.meter import WAIT_S, Meter, Payload, Place, Written
 from coatcheck.bench.handoff.peers.gloo import join as join
-from coatcheck.bench.handoff.peers.pipe import Inbox, Outbox, Watch
+from coatcheck.bench.handoff.peers.pipe import InboxRank, Outbox, Watch
 from coatcheck.messages import Tensor
 from coatcheck.strategies.materialize import tensor_over
 
@@ -63,40 +63,26 @@ class Front:
         ray.shutdown()
 
 
-class Rank:
+class Rank(InboxRank):
     """A driver of the same cluster."""
 
     def __init__(self, place: Place) -> None:
         _start(place, address=Path(place.path("address")).read_text(), namespace=place.contender)
-        self._in = Inbox(place.path("requests")) if place.rank == 0 else None
-        self._held: list[Any] = []
-
-    def prepare(self) -> None:
-        """Nothing."""
-
-    def wait(self) -> None:
-        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
-        if self._in is not None:
-            self._in.wait()
+        super().__init__(place)
 
     def take(self, meter: Meter) -> torch.Tensor:
         """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
         with meter.step("get"):
-            found = [None if self._in is None else self._in.receive()[0].bytes]
+            found = [None if self.requests is None else self.requests.receive()[0].bytes]
             dist.broadcast_object_list(found, src=0)
             values = ray.get(pickle.loads(found[0] or b""), timeout=WAIT_S)
             tensor = tensor_over(values, Tensor(0, values.shape, "float32"))
-            self._held = [values, tensor]
+            self.held = [values, tensor]
         return tensor
-
-    def release(self) -> None:
-        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
-        self._held.clear()
 
     def close(self) -> None:
         """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
-        if self._in is not None:
-            self._in.close()
+        super().close()
         ray.shutdown()
 
 

@@ -33,7 +33,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from coatcheck.bench.handoff.meter import Meter, Payload, Place, Written
 from coatcheck.bench.handoff.peers.gloo import join as join
-from coatcheck.bench.handoff.peers.pipe import Inbox, Outbox, Watch
+from coatcheck.bench.handoff.peers.pipe import Inbox, InboxRank, Outbox, Watch
 
 TEXT = 16  # tokens of the prompt before the image
 MERGE = 4  # patches that become one token
@@ -115,16 +115,16 @@ class Front:
         self._out.close()
 
 
-class Rank:
+class Rank(InboxRank):
     """A scheduler's process."""
 
     def __init__(self, place: Place, broadcast: bool = False) -> None:
         self._place = place
         self._broadcast = broadcast
-        self._in = Inbox(place.path("requests")) if place.rank == 0 else None
+        super().__init__(place)
         self._rpc = Inbox(place.path("rpc")) if place.rank == 0 else None
         self._receiver = SchedulerRequestReceiver(
-            recv_from_tokenizer=None if self._in is None else self._in.socket,
+            recv_from_tokenizer=None if self.requests is None else self.requests.socket,
             recv_from_rpc=None if self._rpc is None else self._rpc.socket,
             recv_skipper=None,
             input_blocker=None,
@@ -143,7 +143,6 @@ class Rank:
         self._scheduler._process_and_broadcast_mm_inputs = partial(
             Scheduler._process_and_broadcast_mm_inputs, self._scheduler
         )
-        self._held: list[Any] = []
 
     def prepare(self) -> None:
         """Contenders of one process take turns with its settings."""
@@ -161,30 +160,21 @@ class Rank:
             ),
         )
 
-    def wait(self) -> None:
-        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
-        if self._in is not None:
-            self._in.wait()
-
     def take(self, meter: Meter) -> torch.Tensor:
         """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
         with meter.step("receive"):
             (request,) = self._receiver.recv_requests()
             inputs = Scheduler._get_multimodal_inputs(self._scheduler, request.mm_inputs)
-            self._held = [request, inputs]
+            self.held = [request, inputs]
         feature = inputs.mm_items[0].feature
         assert isinstance(feature, torch.Tensor)
         return feature
 
-    def release(self) -> None:
-        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
-        self._held.clear()
-
     def close(self) -> None:
         """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
-        for box in (self._in, self._rpc):
-            if box is not None:
-                box.close()
+        super().close()
+        if self._rpc is not None:
+            self._rpc.close()
 
 
 SIDES = {

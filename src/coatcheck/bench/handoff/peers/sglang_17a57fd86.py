@@ -23,7 +23,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from coatcheck.bench.handoff.meter import Meter, Payload, Place, Written
 from coatcheck.bench.handoff.peers.gloo import join as join
-from coatcheck.bench.handoff.peers.pipe import Inbox, Outbox, Watch
+from coatcheck.bench.handoff.peers.pipe import Inbox, InboxRank, Outbox, Watch
 
 TEXT = 16  # tokens of the prompt before the image
 MERGE = 4  # patches that become one token
@@ -97,18 +97,18 @@ class OneAtATime:
         return self._socket.recv_pyobj(flags)
 
 
-class Rank:
+class Rank(InboxRank):
     """A scheduler's process."""
 
     def __init__(self, place: Place) -> None:
-        self._in = Inbox(place.path("requests")) if place.rank == 0 else None
+        super().__init__(place)
         self._rpc = Inbox(place.path("rpc")) if place.rank == 0 else None
         self._scheduler: Any = SimpleNamespace(
             recv_skipper=None,
             input_blocker=None,
             enable_trace=False,
             server_args=SimpleNamespace(enable_dp_attention=False),
-            recv_from_tokenizer=None if self._in is None else OneAtATime(self._in),
+            recv_from_tokenizer=None if self.requests is None else OneAtATime(self.requests),
             recv_from_rpc=None if self._rpc is None else self._rpc.socket,
             pp_rank=0,
             attn_tp_rank=place.rank,
@@ -118,35 +118,22 @@ class Rank:
             cpu_group=dist.group.WORLD,
             is_entry_rank=place.rank == 0,
         )
-        self._held: list[Any] = []
-
-    def prepare(self) -> None:
-        """Nothing."""
-
-    def wait(self) -> None:
-        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
-        if self._in is not None:
-            self._in.wait()
 
     def take(self, meter: Meter) -> torch.Tensor:
         """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
         with meter.step("receive"):
             (request,) = Scheduler.recv_requests(self._scheduler)
             inputs = Scheduler._process_and_broadcast_mm_inputs(self._scheduler, request.mm_inputs)
-            self._held = [request, inputs]
+            self.held = [request, inputs]
         feature = inputs.mm_items[0].feature
         assert isinstance(feature, torch.Tensor)
         return feature
 
-    def release(self) -> None:
-        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
-        self._held.clear()
-
     def close(self) -> None:
         """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
-        for box in (self._in, self._rpc):
-            if box is not None:
-                box.close()
+        super().close()
+        if self._rpc is not None:
+            self._rpc.close()
 
 
 SIDES = {"sglang-17a57fd86": (Front, Rank)}
