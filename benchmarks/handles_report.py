@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import median
 
+import msgspec
 from matplotlib.figure import Figure
 
 from benchmarks.schemes_report import BASE, ROOT, case, plain, read, replaced, stalls
 from coatcheck.bench.plots import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, styled, svg
 from coatcheck.bench.result import Report, Run, StallQuantiles
 from coatcheck.bench.rows import number, spread
+from coatcheck.strategies.table import NAMES
 
 DOCUMENT = ROOT / "docs/handles.md"
 PLOT = ROOT / "docs/analysis/handles.svg"
@@ -49,9 +53,28 @@ def with_tables(text: str, reports: dict[str, Report]) -> str:
 
 
 def all_strategies(reports: dict[str, Report]) -> dict[str, Report]:
-    """The cases in which all strategies are compared, small ones first."""
+    """The cases in which all strategies are compared, small ones first; one that was run in parts is one again."""
     named = {name: report for name, report in reports.items() if re.fullmatch(r"\w+-tp\d-c\d+(-\d+cores)?", name)}
+    parts = defaultdict[str, list[Report]](list)
+    for name, report in reports.items():
+        if found := re.fullmatch(r"(\w+-tp\d-c\d+)-(?:object|dict)-\w+(-\d+cores)?", name):
+            parts["".join(part or "" for part in found.groups())].append(report)
+    named |= {name: joined(of) for name, of in parts.items()}
     return dict(sorted(named.items(), key=lambda pair: _order(pair[1])))
+
+
+def joined(parts: Sequence[Report]) -> Report:
+    """Of parts with different strategies. One that is in several has the median throughput, and their range."""
+    runs = []
+    for strategy in NAMES:
+        own = sorted((run for part in parts for run in part.runs if run.strategy == strategy), key=lambda run: run.qps)
+        if len(own) == 1:
+            runs += own
+        elif own:
+            middle = own[(len(own) - 1) // 2]
+            qps = median(run.qps for run in own)
+            runs.append(msgspec.structs.replace(middle, qps=qps, qps_interval=(own[0].qps, own[-1].qps)))
+    return msgspec.structs.replace(parts[0], runs=runs)
 
 
 def _order(report: Report) -> tuple[float, ...]:
