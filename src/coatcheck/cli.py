@@ -14,6 +14,7 @@ from rich.console import Console
 from coatcheck import __version__
 from coatcheck.bench.cli import app as bench
 from coatcheck.config import ADMIN_TOKEN, ServeConfig
+from coatcheck.doctor.command import doctor
 from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
 from coatcheck.errors import CoatcheckError, ConfigError
 from coatcheck.frontend.config import MEBI, FrontendConfig
@@ -36,6 +37,7 @@ from coatcheck.strategies.table import canonical
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(bench, name="bench")
+app.command()(doctor)
 errors = Console(stderr=True, highlight=False)
 
 ReadyTimeout = Annotated[

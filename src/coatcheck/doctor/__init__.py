@@ -1,0 +1,1 @@
+"""``coatcheck doctor``: what is installed here, and what will work."""

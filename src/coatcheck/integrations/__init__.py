@@ -1,0 +1,1 @@
+"""coatcheck's input path inside other engines: an adapter for each."""

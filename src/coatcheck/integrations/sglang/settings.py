@@ -1,0 +1,81 @@
+"""The plugin's settings. SGLang's command line is not ours to extend: they are environment variables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from coatcheck.errors import ConfigError
+
+PREFIX = "COATCHECK_SGLANG_"
+ENABLED = f"{PREFIX}ENABLED"
+ARENA_MIB = f"{PREFIX}ARENA_MIB"
+SHARE = f"{PREFIX}SHARE"
+_MOST_MIB = 1 << 20  # 1 TiB: more is a slip of the pen, and would be taken at once
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One setting, as documents and messages name it."""
+
+    name: str
+    default: str
+    allowed: str
+    what: str
+
+
+VARIABLES = (
+    Variable(ENABLED, "1", "0 or 1", "0: the plugin registers nothing, and SGLang works as without it"),
+    Variable(
+        ARENA_MIB,
+        "1024",
+        f"whole numbers, 1 to {_MOST_MIB}",
+        "MiB of shared memory for payloads, taken by the first request with an image; a request that finds no room "
+        "takes SGLang's own path",
+    ),
+    Variable(
+        SHARE,
+        "1",
+        "0 to 1",
+        "share of the requests that may take this path, chosen by a hash of the request's id; the others take SGLang's",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """As read. Sizes in bytes."""
+
+    enabled: bool
+    arena_bytes: int
+    share: float  # 0 to 1
+
+
+def read(environ: Mapping[str, str]) -> Settings:
+    """Raises ConfigError that names the variable and what is allowed, also for a name that nobody reads."""
+    known = {variable.name: variable for variable in VARIABLES}
+    unknown = sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: there is no such setting; there are {', '.join(known)}")
+    text = {name: environ.get(name, variable.default) for name, variable in known.items()}
+
+    def refuse(name: str) -> ConfigError:
+        return ConfigError(f"{name}: {text[name]!r} is not allowed; allowed: {known[name].allowed}")
+
+    if text[ENABLED] not in ("0", "1"):
+        raise refuse(ENABLED)
+    if not (text[ARENA_MIB].isascii() and text[ARENA_MIB].isdigit() and 1 <= int(text[ARENA_MIB]) <= _MOST_MIB):
+        raise refuse(ARENA_MIB)
+    try:
+        share = float(text[SHARE])
+    except ValueError:
+        raise refuse(SHARE) from None
+    if not 0 <= share <= 1:
+        raise refuse(SHARE)
+    return Settings(text[ENABLED] == "1", int(text[ARENA_MIB]) << 20, share)
+
+
+def table() -> str:
+    """The settings as Markdown, for docs/sglang.md."""
+    rows = [f"| `{v.name}` | {v.default} | {v.allowed} | {v.what} |\n" for v in VARIABLES]
+    return "".join(["| variable | default | allowed | what |\n", "|---|---|---|---|\n", *rows])
