@@ -14,7 +14,7 @@ import coatcheck
 PACKAGE = Path(coatcheck.__file__).parent
 
 # A stage imports these, itself, and the interface of its neighbour; only the launcher (and what starts it) sees all.
-COMMON = {"errors", "messages", "wire", "process", "private_socket", "pixels"}
+COMMON = {"errors", "messages", "wire", "process", "private_socket", "pixels", "findings"}
 NEIGHBOURS = {
     "frontend": {"arena", "strategies"},  # of strategies the names only, see below
     "strategies": set(),
@@ -22,6 +22,8 @@ NEIGHBOURS = {
     "arena": set(),
     "engine": {"strategies"},
     "ranks": {"arena", "strategies", "admission", "engine"},
+    "integrations": {"arena", "admission", "ranks"},  # a server of its own kind: SGLang is its front end and engine
+    "doctor": {"arena", "integrations"},
 }
 FOREIGN = ("fastapi", "uvicorn", "starlette", "sglang", "vllm", "transformers", "PIL", "av", "typer", "rich", "openai")
 
@@ -39,7 +41,7 @@ def imports(file: Path) -> set[str]:
 @pytest.mark.parametrize("stage", sorted(NEIGHBOURS))
 def test_a_stage_imports_its_neighbour_only(stage: str) -> None:
     allowed = COMMON | {stage} | NEIGHBOURS[stage]
-    files = sorted((PACKAGE / stage).glob("*.py"))
+    files = sorted((PACKAGE / stage).rglob("*.py"))
     assert files
     for file in files:
         assert imports(file) <= allowed, f"{file.name} imports {imports(file) - allowed}"
@@ -67,6 +69,7 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import coatcheck, coatcheck.admission, coatcheck.wire, coatcheck.messages, coatcheck.errors
 import coatcheck.strategies.materialize
+from coatcheck.integrations.sglang import plugin, rollcall, settings, support, targets
 from coatcheck.strategies.table import STRATEGIES, strategy_named
 [strategy_named(name) for name in STRATEGIES]
 """

@@ -25,13 +25,14 @@ from typing import Any
 
 from coatcheck import __version__
 from coatcheck.integrations.sglang import support
-from coatcheck.integrations.sglang.targets import RANK_READY, WAIT_FOR_RANKS
+from coatcheck.integrations.sglang.targets import RANK_READY, SEND_BATCH, SEND_ONE, WAIT_FOR_RANKS
 
 Hook = Callable[..., Any]  # hook(original, *args, **kwargs), around ``original``
 
 SAID = "COATCHECK_STOOD_ASIDE"  # environment, so that child processes inherit it: the reason that was logged
 _ANSWER = "coatcheck"  # key in what a rank tells when it is ready: (our version, why it cannot take part or "")
 _NOT_ASKED = f"SGLang did not apply the hook on {WAIT_FOR_RANKS}, or starts its ranks another way"
+_SENDS = (SEND_ONE, SEND_BATCH)
 
 logger = logging.getLogger(__name__)
 
@@ -47,23 +48,25 @@ def stand_aside(reason: str) -> None:
 
 
 class RollCall:
-    """One process's hooks; ``hooks`` is what to register, by path, each AROUND its target."""
+    """One process's hooks; ``hooks`` is what to register, by path, each AROUND its target.
+
+    A process that stood aside for one server does so for all that it starts later: hooks are the process's.
+    """
 
     def __init__(self, adapter: Mapping[str, Hook], welcome: str) -> None:
         """``adapter``: the hooks that pass through until this process is active; ``welcome``: what to log then."""
-        self.hooks: dict[str, Hook] = {path: self._guarded(hook) for path, hook in adapter.items()}
+        self.hooks: dict[str, Hook] = {path: self._guarded(path, hook) for path, hook in adapter.items()}
         self.hooks[RANK_READY] = self._answer
         self.hooks[WAIT_FOR_RANKS] = self._call
         self._welcome = welcome
-        self._active = False
-        self._settled = False  # this process knows whether it is active
+        self._refusal: str | None = None  # why this process does not take part; "": it is active; None: not known yet
 
-    def _guarded(self, hook: Hook) -> Hook:
+    def _guarded(self, path: str, hook: Hook) -> Hook:
         def guarded(original: Hook, *args: Any, **kwargs: Any) -> Any:
-            if self._active:
+            if self._refusal == "":
                 return hook(original, *args, **kwargs)
-            if not self._settled:
-                self._settled = True
+            if self._refusal is None and path in _SENDS:
+                self._refusal = _NOT_ASKED
                 stand_aside(_NOT_ASKED)
             return original(*args, **kwargs)
 
@@ -72,19 +75,18 @@ class RollCall:
     def _answer(self, original: Hook, *args: Any, **kwargs: Any) -> Any:
         """On a rank, when its model is loaded."""
         info = original(*args, **kwargs)
-        problem = self._problem()
-        self._settled, self._active = True, not problem
-        info[_ANSWER] = (__version__, problem)
+        self._refusal = self._refusal or self._problem()
+        info[_ANSWER] = (__version__, self._refusal)
         return info
 
     def _call(self, original: Hook, *args: Any, **kwargs: Any) -> Any:
         """In the tokenizer's process, when all ranks have answered."""
         infos = original(*args, **kwargs)
         answers = [info.pop(_ANSWER, None) for info in infos]
-        problem = self._problem() or next(filter(None, map(_refusal, range(len(answers)), answers)), "")
-        self._settled, self._active = True, not problem
-        if problem:
-            stand_aside(problem)
+        heard = next(filter(None, map(_refusal, range(len(answers)), answers)), "")
+        self._refusal = self._refusal or self._problem() or heard
+        if self._refusal:
+            stand_aside(self._refusal)
         else:
             logger.info("coatcheck carries multimodal inputs to %d ranks: %s", len(infos), self._welcome)
             if support.published()[support.BROADCAST]:
@@ -102,7 +104,7 @@ class RollCall:
 
 def _refusal(rank: int, answer: Any) -> str:
     if answer is None:
-        return f"scheduler {rank} did not load the plugin"
+        return f"scheduler {rank} did not say that it takes part"
     version, problem = answer
     if problem:
         return f"scheduler {rank}: {problem}"

@@ -1,0 +1,356 @@
+"""Hooks whole or none, whatever SGLang is installed and whichever of its hooks it applies."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import pkgutil
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from coatcheck import __version__
+from coatcheck.integrations.sglang import plugin, rollcall, support
+from coatcheck.integrations.sglang.support import BROADCAST, LIMITS
+from coatcheck.integrations.sglang.targets import (
+    HOOKED,
+    INPUTS,
+    RANK_READY,
+    RECEIVE,
+    SEND_BATCH,
+    SEND_ONE,
+    SLEEP,
+    WAIT_FOR_RANKS,
+)
+from tests.support.sglang_hooks import HookRegistry, HookType
+
+MANAGERS = "sglang.srt.managers"
+Patch = pytest.MonkeyPatch
+
+
+def around(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return ["ours", *original(*args, **kwargs)]
+
+
+async def around_async(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return ["ours", *await original(*args, **kwargs)]
+
+
+ADAPTER = {SEND_ONE: around_async, SEND_BATCH: around_async, RECEIVE: around, SLEEP: around}
+
+
+@pytest.fixture
+def load(fake_sglang: Patch, caplog: pytest.LogCaptureFixture) -> Callable[[], None]:
+    """What SGLang does in each of its processes."""
+    fake_sglang.setattr(plugin, "adapter_hooks", lambda: dict(ADAPTER))
+    caplog.set_level(logging.INFO)
+
+    def load() -> None:
+        plugin.register()
+        HookRegistry.apply_hooks()
+
+    return load
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno >= logging.WARNING and record.name != "sglang"
+    ]
+
+
+def answer() -> Any:
+    return pkgutil.resolve_name(f"{MANAGERS}.scheduler.Scheduler")().get_init_info()
+
+
+def call(*answers: Any) -> Any:
+    """The roll call in the tokenizer's process."""
+    return pkgutil.resolve_name(WAIT_FOR_RANKS)([lambda info=info: info for info in answers], [])
+
+
+def results() -> list[Any]:
+    """What the four hooked functions of the adapter give."""
+    manager = pkgutil.resolve_name(f"{MANAGERS}.tokenizer_manager.TokenizerManager")()
+    receiver = pkgutil.resolve_name(RECEIVE.rpartition(".")[0])()
+    sleeper = pkgutil.resolve_name(SLEEP.rpartition(".")[0])()
+    return [
+        asyncio.run(manager._send_one_request("a")),
+        asyncio.run(manager._send_batch_request(["a", "b"])),
+        receiver.recv_requests(local_reqs=["c"]),
+        sleeper.maybe_sleep(),
+    ]
+
+
+PLAIN = [["sent", "a"], ["sent", "a", "b"], ["c", "received"], ["slept"]]
+OURS = [["ours", *result] for result in PLAIN]
+READY = {"status": "ready", "coatcheck": (__version__, "")}
+
+
+def test_after_the_roll_call_all_hooks_act(load: Callable[[], None], caplog: pytest.LogCaptureFixture) -> None:
+    load()
+    assert HookRegistry.patched == {function.path for function in HOOKED}
+    assert call(dict(READY), dict(READY)) == [{"status": "ready"}] * 2  # what is ours was taken out
+    assert results() == OURS
+    assert warnings(caplog) == []
+    assert "to 2 ranks: an arena of 1024 MiB, 100% of requests" in caplog.text
+
+
+def test_a_rank_that_found_its_hooks_answers_so_and_its_hooks_act(load: Callable[[], None]) -> None:
+    load()
+    assert answer() == READY
+    assert results() == OURS
+
+
+def test_before_the_roll_call_hooks_pass_through_and_say_once_that_there_was_none(
+    load: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    load()
+    assert results() == PLAIN
+    assert results() == PLAIN
+    (said,) = warnings(caplog)
+    assert "starts its ranks another way" in said
+
+
+async def send_one_more(self: Any, tokenized_obj: Any, priority: int) -> None: ...
+
+
+def send_one_blocking(self: Any, tokenized_obj: Any) -> None: ...
+
+
+def inputs_copied(self: Any, mm_inputs: Any) -> Any:
+    return object()
+
+
+def errors_ignored(self: Any, mm_inputs: Any) -> Any:
+    return mm_inputs
+
+
+class Renamed:
+    """Records and settings that lost something."""
+
+    __struct_fields__ = ("message", "code")
+    resolved_dict = lambda self: {}  # noqa: E731
+
+
+def broken_module(patch: Patch) -> None:
+    def fail(name: str) -> Any:
+        raise ImportError("libcuda.so.1: cannot open shared object file")
+
+    patch.setattr("importlib.import_module", fail)
+
+
+def without_blake3(patch: Patch) -> None:
+    patch.setattr(importlib.util, "find_spec", lambda name: None)
+
+
+DOCTORED: dict[str, tuple[Callable[[Patch], None], str]] = {
+    "another version": (
+        lambda patch: patch.setattr("coatcheck.integrations.sglang.targets.version", lambda: "0.5.24"),
+        "SGLang's version: 0.5.24",
+    ),
+    "a changed signature": (
+        lambda patch: patch.setattr(SEND_ONE, send_one_more),
+        "_send_one_request: takes (self, tokenized_obj, priority), not (self, tokenized_obj)",
+    ),
+    "no coroutine any more": (
+        lambda patch: patch.setattr(SEND_ONE, send_one_blocking),
+        "_send_one_request: is not a coroutine function",
+    ),
+    "a missing target": (
+        lambda patch: patch.delattr(RECEIVE),
+        f"there is no {RECEIVE}",
+    ),
+    "a missing class": (
+        lambda patch: patch.delattr(sys.modules[SLEEP.rsplit(".", 2)[0]], "IdleSleeper"),
+        f"there is no {SLEEP}",
+    ),
+    "a missing module": (
+        lambda patch: patch.delitem(sys.modules, SLEEP.rsplit(".", 2)[0]),
+        "SGLang's modules: ModuleNotFoundError",
+    ),
+    "a missing record": (
+        lambda patch: patch.delattr(sys.modules[f"{MANAGERS}.schedule_batch"], "MultimodalDataItem"),
+        f"there is no {MANAGERS}.schedule_batch.MultimodalDataItem",
+    ),
+    "a module that cannot be imported": (broken_module, "ImportError: libcuda.so.1"),
+    "a new field": (
+        lambda patch: patch.setattr(sys.modules[f"{MANAGERS}.schedule_batch"], "MultimodalProcessorOutput", Renamed),
+        "code, ",
+    ),
+    "a setting under another name": (
+        lambda patch: patch.delattr(sys.modules["sglang.srt.server_args"].ServerArgs, "pp_size"),
+        "there is no pp_size",
+    ),
+    "a variable under another name": (
+        lambda patch: patch.delattr(sys.modules["sglang.srt.environ"].envs, "SGLANG_RUST_SERVER"),
+        "there is no SGLANG_RUST_SERVER",
+    ),
+    "inputs that are not taken as they are": (
+        lambda patch: patch.setattr(INPUTS, inputs_copied),
+        "does not take them as they are",
+    ),
+    "errors that are taken for inputs": (
+        lambda patch: patch.setattr(INPUTS, errors_ignored),
+        "takes an error for inputs",
+    ),
+    "no blake3": (without_blake3, "blake3: not installed"),
+    "a setting of ours": (lambda patch: patch.setenv("COATCHECK_SGLANG_SHARE", "2"), "COATCHECK_SGLANG_SHARE: '2'"),
+    "an adapter that hooks less": (
+        lambda patch: patch.setattr(plugin, "adapter_hooks", lambda: {SEND_ONE: around_async}),
+        "hooks and targets disagree",
+    ),
+    "an adapter that is not there": (
+        lambda patch: patch.setattr(plugin, "adapter_hooks", lambda: importlib.import_module("coatcheck.nothing")),
+        "No module named 'coatcheck.nothing'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", DOCTORED)
+def test_it_stands_aside_whole_with_one_warning(
+    change: str, load: Callable[[], None], fake_sglang: Patch, caplog: pytest.LogCaptureFixture
+) -> None:
+    doctor, reason = DOCTORED[change]
+    with fake_sglang.context() as patch:
+        doctor(patch)
+        load()
+        load()  # a child process: it inherits what was said
+    assert HookRegistry.hooks == {}
+    assert results() == PLAIN
+    (said,) = warnings(caplog)
+    assert said.startswith("coatcheck stands aside, and SGLang works as without it: ")
+    assert reason in said
+
+
+def test_switched_off_it_looks_at_nothing_and_warns_of_nothing(
+    load: Callable[[], None], fake_sglang: Patch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake_sglang.setenv("COATCHECK_SGLANG_ENABLED", "0")
+    fake_sglang.setattr(plugin, "check", lambda: pytest.fail("looked"))
+    load()
+    assert HookRegistry.hooks == {}
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize("path", [function.path for function in HOOKED])
+def test_a_hook_that_sglang_did_not_apply_keeps_all_others_from_acting(
+    path: str, load: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    HookRegistry.breaks.add(path)
+    load()
+    if path != RANK_READY:
+        assert answer()["coatcheck"] == (__version__, f"SGLang did not apply the hook on {path}")
+        assert results() == PLAIN
+    call({"status": "ready", "coatcheck": (__version__, "")})
+    assert results() == PLAIN
+    if path != WAIT_FOR_RANKS:  # or else nobody asks; what is said then is another test's
+        (said,) = warnings(caplog)
+        assert path in said
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_it_does_not_share_a_target_with_another_plugin(
+    first: bool, load: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    def theirs(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return original(*args, **kwargs)
+
+    if first:
+        HookRegistry.register(RECEIVE, theirs, HookType.AROUND)
+        load()
+    else:
+        plugin.register()
+        HookRegistry.register(RECEIVE, theirs, HookType.AROUND)
+        HookRegistry.apply_hooks()
+    call(dict(READY))
+    assert results() == PLAIN
+    (said,) = warnings(caplog)
+    assert f"another plugin hooks {RECEIVE}, too" in said
+
+
+def test_a_target_that_was_patched_before_is_not_taken_for_ours(
+    load: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    HookRegistry.patched.add(SLEEP)
+    load()
+    call(dict(READY))
+    assert results() == PLAIN
+    assert f"did not apply the hook on {SLEEP}" in warnings(caplog)[0]
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        ({"status": "ready"}, "scheduler 1 did not say that it takes part"),
+        ({"status": "ready", "coatcheck": ("0.0.1", "")}, "scheduler 1 has coatcheck 0.0.1, the tokenizer "),
+        ({"status": "ready", "coatcheck": (__version__, "broken")}, "scheduler 1: broken"),
+    ],
+)  # fmt: skip
+def test_one_rank_that_does_not_take_part_keeps_the_tokenizer_from_it(
+    last: dict[str, Any], reason: str, load: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    load()
+    assert call(dict(READY), dict(last)) == [{"status": "ready"}] * 2
+    assert results() == PLAIN
+    (said,) = warnings(caplog)
+    assert reason in said
+
+
+@pytest.mark.parametrize("limit", LIMITS, ids=lambda limit: limit.setting)
+def test_for_every_limit_it_stands_aside_by_name(
+    limit: support.Limit, load: Callable[[], None], fake_sglang: Patch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if limit.variable:
+        fake_sglang.setattr(getattr(sys.modules["sglang.srt.environ"].envs, limit.setting), "get", lambda: "other")
+    else:
+        fake_sglang.setattr(sys.modules["sglang.srt.server_args"].ServerArgs, limit.setting, "other")
+    load()
+    assert limit.name in answer()["coatcheck"][1]
+    call(dict(READY))
+    assert results() == PLAIN
+    (said,) = warnings(caplog)
+    assert f"{limit.name}: {limit.why}" in said
+
+
+def test_who_stood_aside_for_one_server_does_so_for_the_next(
+    load: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    load()
+    call(dict(READY))
+    call({"status": "ready"})
+    assert results() == PLAIN
+    call(dict(READY))
+    assert results() == PLAIN
+    assert len(warnings(caplog)) == 1
+
+
+def test_the_log_says_that_the_broadcast_flag_is_bypassed(
+    load: Callable[[], None], fake_sglang: Patch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake_sglang.setattr(sys.modules["sglang.srt.server_args"].ServerArgs, BROADCAST, True)
+    load()
+    call(dict(READY))
+    assert "--enable-broadcast-mm-inputs-process: what coatcheck carries is not broadcast again" in caplog.text
+
+
+def test_sglang_starts_whatever_goes_wrong_in_the_roll_call(
+    load: Callable[[], None], fake_sglang: Patch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake_sglang.delattr(sys.modules["sglang.srt.runtime_context"], "get_server_args")
+    with fake_sglang.context() as patch:
+        patch.setattr(plugin, "check", list)
+        load()
+    assert "ImportError" in answer()["coatcheck"][1]
+    assert call(dict(READY)) == [{"status": "ready"}]
+    assert results() == PLAIN
+    assert len(warnings(caplog)) == 1
+
+
+def test_the_reason_is_said_again_if_it_is_another(fake_sglang: Patch, caplog: pytest.LogCaptureFixture) -> None:
+    for reason in ("one", "one", "two"):
+        rollcall.stand_aside(reason)
+    assert [message.split(": ")[1].split(".")[0] for message in warnings(caplog)] == ["one", "two"]

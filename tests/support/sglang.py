@@ -1,0 +1,118 @@
+"""Stands for SGLang 0.5.23 in tests of the plugin's frame: what the plugin looks at, with the same signatures.
+
+That the real one looks like this is what ``make test-sglang`` and the doctor are for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import msgspec
+
+from coatcheck.integrations.sglang.support import BROADCAST, LIMITS
+from tests.support import sglang_hooks
+
+
+class Processed(msgspec.Struct):
+    """MMInputsProcessError."""
+
+    message: str
+
+
+def modules() -> dict[str, ModuleType]:
+    """New modules with new classes, by name, for ``sys.modules``."""
+
+    class TokenizerManager:
+        async def _send_one_request(self, tokenized_obj: Any) -> Any:
+            return ["sent", tokenized_obj]
+
+        async def _send_batch_request(self, tokenized_objs: Any) -> Any:
+            return ["sent", *tokenized_objs]
+
+    class SchedulerRequestReceiver:
+        def recv_requests(self, local_reqs: Any = None) -> Any:
+            return [*(local_reqs or []), "received"]
+
+    class IdleSleeper:
+        def maybe_sleep(self) -> Any:
+            return ["slept"]
+
+    class MultimodalInputs:
+        def __init__(self, mm_items: list[Any]) -> None:
+            self.mm_items = mm_items
+
+        @staticmethod
+        def from_processor_output(obj: Any, *, requires_mm_token_modalities: bool = False) -> Any:
+            return MultimodalInputs(obj.mm_items)
+
+    class Scheduler:
+        def get_init_info(self) -> dict[str, Any]:
+            return {"status": "ready"}
+
+        def _get_multimodal_inputs(self, mm_inputs: Any) -> Any:
+            if isinstance(mm_inputs, Processed):
+                raise RuntimeError(mm_inputs.message)
+            return mm_inputs
+
+    def _wait_for_scheduler_ready(scheduler_pipe_readers: list[Any], scheduler_procs: list[Any]) -> list[Any]:
+        return [reader() for reader in scheduler_pipe_readers]
+
+    class ServerArgs:
+        def resolved_dict(self) -> dict[str, Any]:
+            return {name: getattr(self, name) for name in arguments}
+
+    arguments = {limit.setting: limit.served[0] for limit in LIMITS if not limit.variable} | {BROADCAST: False}
+    for name, value in arguments.items():
+        setattr(ServerArgs, name, value)
+    values = {limit.setting: limit.served[0] for limit in LIMITS if limit.variable}
+    envs = SimpleNamespace(**{name: SimpleNamespace(get=lambda value=value: value) for name, value in values.items()})
+
+    def get_server_args() -> ServerArgs:
+        return ServerArgs()
+
+    item = [
+        "modality", "hash", "pad_value", "offsets", "format", "feature", "precomputed_embeddings",
+        "keep_device_embedding", "model_specific_data", "identity", "pad_values",
+    ]  # fmt: skip
+    output = [
+        "mm_items", "input_ids", "padded_input_ids", "im_token_id", "im_start_id", "im_end_id", "slice_start_id",
+        "slice_end_id", "video_token_id", "audio_token_id", "audio_start_id", "audio_end_id", "mrope_positions",
+        "mrope_position_delta", "vision_position_ids", "media_nums_per_sample", "visible_frame_counts",
+        "token_type_ids",
+    ]  # fmt: skip
+    contents: dict[str, dict[str, Any]] = {
+        "sglang": {},
+        "sglang.srt": {},
+        "sglang.srt.plugins": {},
+        "sglang.srt.entrypoints": {},
+        "sglang.srt.entrypoints.engine": {"_wait_for_scheduler_ready": _wait_for_scheduler_ready},
+        "sglang.srt.environ": {"envs": envs},
+        "sglang.srt.managers": {},
+        "sglang.srt.managers.io_struct": {"MMInputsProcessError": Processed},
+        "sglang.srt.managers.schedule_batch": {
+            "MultimodalInputs": MultimodalInputs,
+            "MultimodalDataItem": dataclasses.make_dataclass("MultimodalDataItem", item),
+            "MultimodalProcessorOutput": msgspec.defstruct("MultimodalProcessorOutput", output),
+        },
+        "sglang.srt.managers.scheduler": {"Scheduler": Scheduler},
+        "sglang.srt.managers.scheduler_components": {},
+        "sglang.srt.managers.scheduler_components.idle_sleeper": {"IdleSleeper": IdleSleeper},
+        "sglang.srt.managers.scheduler_components.request_receiver": {
+            "SchedulerRequestReceiver": SchedulerRequestReceiver
+        },
+        "sglang.srt.managers.tokenizer_manager": {"TokenizerManager": TokenizerManager},
+        "sglang.srt.runtime_context": {"get_server_args": get_server_args},
+        "sglang.srt.server_args": {"ServerArgs": ServerArgs},
+    }
+    made = {name: ModuleType(name) for name in contents}
+    for name, content in contents.items():
+        vars(made[name]).update(content)
+        parent, _, last = name.rpartition(".")
+        if parent:
+            setattr(made[parent], last, made[name])
+    hooks = sys.modules[sglang_hooks.__name__]
+    made["sglang.srt.plugins"].hook_registry = hooks  # type: ignore[attr-defined]
+    return made | {"sglang.srt.plugins.hook_registry": hooks}
