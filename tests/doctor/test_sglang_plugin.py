@@ -12,6 +12,7 @@ import pytest
 
 from coatcheck.doctor import sglang_plugin
 from coatcheck.findings import Finding
+from coatcheck.integrations.sglang.plugin import GROUP, NAME
 
 PRINT = (sys.executable, "-c")
 
@@ -121,8 +122,8 @@ def test_the_package_registers_what_the_doctor_looks_for() -> None:
     import tomllib
 
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    target = project["entry-points"][sglang_plugin.GROUP][sglang_plugin.NAME]
-    entry = EntryPoint(sglang_plugin.NAME, target, sglang_plugin.GROUP)
+    target = project["entry-points"][GROUP][NAME]
+    entry = EntryPoint(NAME, target, GROUP)
     assert callable(entry.load())
 
 

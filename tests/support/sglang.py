@@ -32,7 +32,12 @@ def modules() -> dict[str, ModuleType]:
         async def _send_batch_request(self, tokenized_objs: Any) -> Any:
             return ["sent", *tokenized_objs]
 
+        def _dispatch_to_scheduler(self, obj: Any) -> None: ...
+
+    @dataclasses.dataclass
     class SchedulerRequestReceiver:
+        model_config: Any = None
+
         def recv_requests(self, local_reqs: Any = None) -> Any:
             return [*(local_reqs or []), "received"]
 
@@ -56,6 +61,8 @@ def modules() -> dict[str, ModuleType]:
             if isinstance(mm_inputs, Processed):
                 raise RuntimeError(mm_inputs.message)
             return mm_inputs
+
+    def set_identity(self: Any, identity: bytes) -> None: ...
 
     def _wait_for_scheduler_ready(scheduler_pipe_readers: list[Any], scheduler_procs: list[Any]) -> list[Any]:
         return [reader() for reader in scheduler_pipe_readers]
@@ -91,10 +98,21 @@ def modules() -> dict[str, ModuleType]:
         "sglang.srt.entrypoints.engine": {"_wait_for_scheduler_ready": _wait_for_scheduler_ready},
         "sglang.srt.environ": {"envs": envs},
         "sglang.srt.managers": {},
-        "sglang.srt.managers.io_struct": {"MMInputsProcessError": Processed},
+        "sglang.srt.managers.io_struct": {
+            "MMInputsProcessError": Processed,
+            "AbortReq": msgspec.defstruct("AbortReq", ["rid", "abort_all", "finished_reason", "abort_message"]),
+            "TokenizedGenerateReqInput": msgspec.defstruct(
+                "Generate", ["rid", "mm_inputs", "stream", "session_params"]
+            ),
+            "TokenizedEmbeddingReqInput": msgspec.defstruct("Embedding", ["rid", "input_ids", "mm_inputs"]),
+            "BatchTokenizedGenerateReqInput": msgspec.defstruct("Batch", ["rids", "batch"]),
+            "BatchTokenizedEmbeddingReqInput": msgspec.defstruct("Batch", ["rids", "batch"]),
+        },
         "sglang.srt.managers.schedule_batch": {
             "MultimodalInputs": MultimodalInputs,
-            "MultimodalDataItem": dataclasses.make_dataclass("MultimodalDataItem", item),
+            "MultimodalDataItem": dataclasses.make_dataclass(
+                "MultimodalDataItem", item, namespace={"set_identity": set_identity}
+            ),
             "MultimodalProcessorOutput": msgspec.defstruct("MultimodalProcessorOutput", output),
         },
         "sglang.srt.managers.scheduler": {"Scheduler": Scheduler},
@@ -103,7 +121,10 @@ def modules() -> dict[str, ModuleType]:
         "sglang.srt.managers.scheduler_components.request_receiver": {
             "SchedulerRequestReceiver": SchedulerRequestReceiver
         },
-        "sglang.srt.managers.tokenizer_manager": {"TokenizerManager": TokenizerManager},
+        "sglang.srt.managers.tokenizer_manager": {
+            "TokenizerManager": TokenizerManager,
+            "ReqState": dataclasses.make_dataclass("ReqState", ["out_list", "abort_sent", "dispatched"]),
+        },
         "sglang.srt.runtime_context": {"get_server_args": get_server_args},
         "sglang.srt.server_args": {"ServerArgs": ServerArgs},
     }

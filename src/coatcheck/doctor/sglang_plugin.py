@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -67,8 +68,10 @@ def interpreter(script: Path) -> Path | None:
             line = file.readline(4096)
     except OSError:
         return None
-    name = os.fsdecode(line[2:].strip()) if line.startswith(b"#!") else ""
-    return Path(name) if name.startswith("/") and "python" in Path(name).name else None
+    found = re.fullmatch(
+        rb"#!(/.*/python[0-9.]*)", line.strip()
+    )  # not "/usr/bin/env python3": that is this shell's own
+    return Path(os.fsdecode(found[1])) if found else None
 
 
 def entry_point(environ: Mapping[str, str]) -> Finding:

@@ -45,7 +45,7 @@ ADAPTER = {SEND_ONE: around_async, SEND_BATCH: around_async, RECEIVE: around, SL
 @pytest.fixture
 def load(fake_sglang: Patch, caplog: pytest.LogCaptureFixture) -> Callable[[], None]:
     """What SGLang does in each of its processes."""
-    fake_sglang.setattr(plugin, "adapter_hooks", lambda: dict(ADAPTER))
+    fake_sglang.setattr(plugin, "adapter_hooks", lambda chosen: dict(ADAPTER))
     caplog.set_level(logging.INFO)
 
     def load() -> None:
@@ -130,10 +130,9 @@ def errors_ignored(self: Any, mm_inputs: Any) -> Any:
 
 
 class Renamed:
-    """Records and settings that lost something."""
+    """A record with other fields."""
 
     __struct_fields__ = ("message", "code")
-    resolved_dict = lambda self: {}  # noqa: E731
 
 
 def broken_module(patch: Patch) -> None:
@@ -181,6 +180,10 @@ DOCTORED: dict[str, tuple[Callable[[Patch], None], str]] = {
         lambda patch: patch.setattr(sys.modules[f"{MANAGERS}.schedule_batch"], "MultimodalProcessorOutput", Renamed),
         "code, ",
     ),
+    "a field under another name": (
+        lambda patch: patch.setattr(sys.modules[f"{MANAGERS}.io_struct"], "AbortReq", Renamed),
+        "fields of AbortReq: abort_all, abort_message, rid new or missing",
+    ),
     "a setting under another name": (
         lambda patch: patch.delattr(sys.modules["sglang.srt.server_args"].ServerArgs, "pp_size"),
         "there is no pp_size",
@@ -200,11 +203,11 @@ DOCTORED: dict[str, tuple[Callable[[Patch], None], str]] = {
     "no blake3": (without_blake3, "blake3: not installed"),
     "a setting of ours": (lambda patch: patch.setenv("COATCHECK_SGLANG_SHARE", "2"), "COATCHECK_SGLANG_SHARE: '2'"),
     "an adapter that hooks less": (
-        lambda patch: patch.setattr(plugin, "adapter_hooks", lambda: {SEND_ONE: around_async}),
+        lambda patch: patch.setattr(plugin, "adapter_hooks", lambda chosen: {SEND_ONE: around_async}),
         "hooks and targets disagree",
     ),
     "an adapter that is not there": (
-        lambda patch: patch.setattr(plugin, "adapter_hooks", lambda: importlib.import_module("coatcheck.nothing")),
+        lambda patch: patch.setattr(plugin, "adapter_hooks", lambda _: importlib.import_module("coatcheck.nothing")),
         "No module named 'coatcheck.nothing'",
     ),
 }  # fmt: skip

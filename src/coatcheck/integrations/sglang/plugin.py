@@ -15,6 +15,7 @@ from coatcheck.integrations.sglang.targets import HOOKED, check, failures
 
 GROUP = "sglang.srt.plugins"  # the entry points that SGLang loads
 NAME = "coatcheck"  # ours among them, as SGLANG_PLUGINS names it
+_SIDES = ("tokenizer", "ranks")
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def register() -> None:
         from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
         welcome = f"an arena of {chosen.arena_bytes >> 20} MiB, {chosen.share:.0%} of requests"
-        hooks = RollCall(adapter_hooks(), welcome).hooks
+        hooks = RollCall(adapter_hooks(chosen), welcome).hooks
         unknown = hooks.keys() ^ {function.path for function in HOOKED}
         if unknown:
             raise LookupError(f"hooks and targets disagree about {', '.join(sorted(unknown))}")
@@ -43,7 +44,8 @@ def register() -> None:
         stand_aside(f"{type(error).__name__}: {error}")
 
 
-def adapter_hooks() -> dict[str, Hook]:
+def adapter_hooks(chosen: settings.Settings) -> dict[str, Hook]:
     """What the tokenizer's and the ranks' side hook, by path. They import SGLang, so they are imported here."""
-    sides = [importlib.import_module(f"coatcheck.integrations.sglang.{side}") for side in ("tokenizer", "ranks")]
-    return {path: hook for side in sides for path, hook in side.HOOKS.items()}
+    tokenizer, ranks = (importlib.import_module(f"coatcheck.integrations.sglang.{name}") for name in _SIDES)
+    tokenizer.configure(chosen)
+    return {**tokenizer.HOOKS, **ranks.HOOKS}

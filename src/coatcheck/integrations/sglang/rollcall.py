@@ -83,7 +83,7 @@ class RollCall:
         """In the tokenizer's process, when all ranks have answered."""
         infos = original(*args, **kwargs)
         answers = [info.pop(_ANSWER, None) for info in infos]
-        heard = next(filter(None, map(_refusal, range(len(answers)), answers)), "")
+        heard = next(filter(None, map(_objection, range(len(answers)), answers)), "")
         self._refusal = self._refusal or self._problem() or heard
         if self._refusal:
             stand_aside(self._refusal)
@@ -102,7 +102,7 @@ class RollCall:
             return f"{type(error).__name__}: {error}"
 
 
-def _refusal(rank: int, answer: Any) -> str:
+def _objection(rank: int, answer: Any) -> str:
     if answer is None:
         return f"scheduler {rank} did not say that it takes part"
     version, problem = answer

@@ -46,7 +46,7 @@ LIMITS = (
     Limit("mm_feature_transport", (None, "cpu"), "`--mm-feature-transport cuda_ipc` or `cuda_vmm`", _ON_GPU),
     Limit("mm_enable_dp_encoder", (False,), "`--mm-enable-dp-encoder`", _UNTESTED),
     Limit("enable_mm_global_cache", (False,), "`--enable-mm-global-cache`", "its keys are SGLang's own hashes"),
-    Limit("trust_mm_content_hashes", (False,), "`--trust-mm-content-hashes`", "no hash is taken from a client"),
+    Limit("trust_mm_content_hashes", (False,), "`--trust-mm-content-hashes`", _UNTESTED),
     Limit("SGLANG_RUST_SERVER", (False,), "the Rust server (`SGLANG_RUST_SERVER`)", "it has no tokenizer in Python"),
     Limit("SGLANG_USE_CUDA_IPC_TRANSPORT", (False,), "`SGLANG_USE_CUDA_IPC_TRANSPORT`", _ON_GPU),
     Limit("SGLANG_USE_PICKLE_IPC", (True,), "`SGLANG_USE_PICKLE_IPC=0`", _UNTESTED),

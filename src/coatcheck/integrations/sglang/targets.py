@@ -53,6 +53,8 @@ CALLED = (
         f"{_MANAGERS}.schedule_batch.MultimodalInputs.from_processor_output",
         "(obj, *, requires_mm_token_modalities=...)",
     ),
+    Function(f"{_MANAGERS}.schedule_batch.MultimodalDataItem.set_identity", "(self, identity)"),
+    Function(f"{_MANAGERS}.tokenizer_manager.TokenizerManager._dispatch_to_scheduler", "(self, obj)"),
     Function("sglang.srt.plugins.hook_registry.HookRegistry.register", "(target, hook, hook_type=..., *, source=...)"),
     Function("sglang.srt.runtime_context.get_server_args", "()"),
     Function("sglang.srt.server_args.ServerArgs.resolved_dict", "(self)"),
@@ -71,6 +73,16 @@ RECORDS = {
     ),
     f"{_MANAGERS}.io_struct.MMInputsProcessError": ("message",),
 }  # fmt: skip
+# Records of which it only uses these.
+USED = {
+    f"{_MANAGERS}.io_struct.AbortReq": ("rid", "abort_all", "abort_message"),
+    f"{_MANAGERS}.io_struct.TokenizedGenerateReqInput": ("rid", "mm_inputs", "session_params"),
+    f"{_MANAGERS}.io_struct.TokenizedEmbeddingReqInput": ("rid", "mm_inputs"),
+    f"{_MANAGERS}.io_struct.BatchTokenizedGenerateReqInput": ("batch",),
+    f"{_MANAGERS}.io_struct.BatchTokenizedEmbeddingReqInput": ("batch",),
+    f"{_MANAGERS}.tokenizer_manager.ReqState": ("abort_sent", "dispatched"),
+    f"{_MANAGERS}.scheduler_components.request_receiver.SchedulerRequestReceiver": ("model_config",),
+}
 
 
 _NONE = inspect.Parameter.empty
@@ -141,7 +153,9 @@ def _findings() -> Iterator[Finding]:
     for function in CALLED:
         yield _compare(_short(function.path), function)
     for path, fields in RECORDS.items():
-        yield _record(path, fields)
+        yield _record(path, set(fields), whole=True)
+    for path, fields in USED.items():
+        yield _record(path, set(fields), whole=False)
     yield _settings()
     yield _passes_through()
 
@@ -177,16 +191,17 @@ def _compare(what: str, function: Function) -> Finding:
 _ANOTHER = "SGLang has changed: the plugin stands aside"
 
 
-def _record(path: str, fields: tuple[str, ...]) -> Finding:
+def _record(path: str, fields: set[str], whole: bool) -> Finding:
     what = f"fields of {path.rpartition('.')[2]}"
     try:
         record = pkgutil.resolve_name(path)
     except (AttributeError, ImportError):
         return Finding(what, f"there is no {path}", _ANOTHER, "failed")
-    present = getattr(record, "__struct_fields__", None) or tuple(field.name for field in dataclasses.fields(record))
-    if set(present) != set(fields):
-        return Finding(what, f"{', '.join(sorted(set(present) ^ set(fields)))} new or missing", _ANOTHER, "failed")
-    return Finding(what, f"{len(fields)} fields", "as the plugin expects", "ok")
+    names = getattr(record, "__struct_fields__", None) or [field.name for field in dataclasses.fields(record)]
+    odd = fields.symmetric_difference(names) if whole else fields.difference(names)
+    if odd:
+        return Finding(what, f"{', '.join(sorted(odd))} new or missing", _ANOTHER, "failed")
+    return Finding(what, f"{'all' if whole else 'has the'} {len(fields)} of the plugin's", "as expected", "ok")
 
 
 def _settings() -> Finding:
