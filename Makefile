@@ -6,13 +6,17 @@ BIN := $(VENV)/bin
 
 PEERS := sglang sglang-17a57fd86 vllm ray
 
-.PHONY: run test check format clean peers
+.PHONY: run test test-sglang check format clean peers
 
 run: $(VENV)/installed
 	$(BIN)/coatcheck serve $(ARGS)
 
 test: check
 	$(BIN)/pytest
+
+# With real SGLang servers on the CPU, in an environment of 3 GB; see tests/sglang/README.md.
+test-sglang: $(VENV)/installed .peers/sglang/coatcheck
+	$(BIN)/pytest tests/sglang
 
 # All checks but the tests.
 check: $(VENV)/installed
@@ -36,6 +40,11 @@ peers: $(PEERS:%=.peers/%/installed)
 
 .peers/%/installed: peers/%.txt peers/install.sh
 	peers/install.sh $* $(PYTHON)
+	touch $@
+
+# SGLang finds plugins by their entry points, and an editable install has those of the day it was made.
+.peers/sglang/coatcheck: .peers/sglang/installed pyproject.toml
+	.peers/sglang/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
 clean:

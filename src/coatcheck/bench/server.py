@@ -1,4 +1,4 @@
-"""A ``coatcheck serve`` process on a free port of this host, for measurements and tests."""
+"""Server processes on free ports of this host, for measurements and tests: any, and ``coatcheck serve``."""
 
 from __future__ import annotations
 
@@ -27,32 +27,31 @@ SHARED_MEMORY = Path("/dev/shm")
 _READY = re.compile(r"ready: (http://\S+)")
 
 
-class ServerProcess:
-    """Context manager: starts on entry and is ready then, stops by SIGTERM on exit. ``log`` has the lines printed.
+class LoggedProcess:
+    """Context manager: starts a server on entry, which is ready then, stops it by SIGTERM on exit.
 
-    The server has a directory of its own for temporary files, so that ``left_behind`` speaks of nobody else's.
-    ``environment`` is added to this process's own; ``module`` stands in for coatcheck where a test plants a fault;
-    ``within`` is a command that becomes the one that follows it, such as ``unshare``.
+    ``log`` has the lines printed, ``start_s`` the seconds that starting took. ``environment`` is added to this
+    process's own. The server has a directory of its own for temporary files, so that ``left_behind`` speaks of nobody
+    else's.
     """
 
-    def __init__(
-        self,
-        *options: str,
-        environment: Mapping[str, str] | None = None,
-        module: str = "coatcheck",
-        within: Sequence[str] = (),
-    ) -> None:
-        self._command = [*within, sys.executable, "-m", module, "serve", "--port", "0", *options]
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        self._command = command
         self._environment = environment or {}
         self.log: list[str] = []
-        self.url = ""  # with /v1
+        self.start_s = 0.0
         self._ready = threading.Event()
         self._temporary = tempfile.TemporaryDirectory(prefix="coatcheck-server-")
         self._shared_memory = _names(SHARED_MEMORY)
 
+    def is_ready(self, line: str) -> bool:
+        """Whether the server is ready once it has printed this line."""
+        raise NotImplementedError
+
     def __enter__(self) -> Self:
         # torch sets it on import, in this process: the server is to find what a shell has.
         inherited = {name: value for name, value in os.environ.items() if name != INDUCTOR}
+        start = time.monotonic()
         self.process = subprocess.Popen(
             self._command,
             stdin=subprocess.DEVNULL,
@@ -63,20 +62,19 @@ class ServerProcess:
         )
         self._reader = threading.Thread(target=self._read, name="server-log", daemon=True)
         self._reader.start()
-        deadline = time.monotonic() + START_S
+        deadline = start + START_S
         while not self._ready.wait(0.1):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise RuntimeError(f"the server did not start: {self.text}")
+        self.start_s = time.monotonic() - start
         return self
 
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.log.append(line.rstrip())
-            if found := _READY.search(line):
-                self.url = found[1]
-            elif self.url and line.startswith("curl"):  # the last line of the announcement
+            if self.is_ready(line):
                 self._ready.set()
 
     @property
@@ -123,6 +121,30 @@ class ServerProcess:
         else:
             self.kill()
         self._temporary.cleanup()
+
+
+class ServerProcess(LoggedProcess):
+    """A ``coatcheck serve`` process.
+
+    ``module`` stands in for coatcheck where a test plants a fault; ``within`` is a command that becomes the one that
+    follows it, such as ``unshare``.
+    """
+
+    def __init__(
+        self,
+        *options: str,
+        environment: Mapping[str, str] | None = None,
+        module: str = "coatcheck",
+        within: Sequence[str] = (),
+    ) -> None:
+        super().__init__([*within, sys.executable, "-m", module, "serve", "--port", "0", *options], environment)
+        self.url = ""  # with /v1
+
+    def is_ready(self, line: str) -> bool:
+        """See :class:`LoggedProcess`: at the last line of the announcement."""
+        if found := _READY.search(line):
+            self.url = found[1]
+        return bool(self.url) and line.startswith("curl")
 
 
 def family(pid: int) -> list[psutil.Process]:

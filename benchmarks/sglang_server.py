@@ -1,0 +1,96 @@
+"""A real SGLang server with tensor-parallel ranks on the CPU, serving the default model."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+
+from coatcheck.bench.server import LoggedProcess
+from training.evaluate import DEFAULT_MODEL
+
+PEERS = Path(__file__).parent.parent / ".peers"
+HOST = "127.0.0.1"
+
+PLUGIN = "COATCHECK_SGLANG_ENABLED"
+
+_IS_FOUND = """
+import sys
+from importlib.metadata import entry_points
+sys.exit(not entry_points(group="sglang.srt.plugins", name="coatcheck"))
+"""
+_READY = "The server is fired up and ready to roll!"
+# Without SGLang's kernels SGLANG_CPU_OMP_THREADS_BIND binds nothing: ranks would have as many threads as there are
+# cores, each, which spin for one another. A token took 168 ms with two on two cores, 17 with one.
+_ENVIRONMENT = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+_OPTIONS = (
+    *("--device", "cpu", "--dtype", "float32", "--attention-backend", "torch_native", "--mm-attention-backend", "sdpa"),
+    *("--cuda-graph-backend-decode", "disabled", "--cuda-graph-backend-prefill", "disabled", "--skip-server-warmup"),
+    *("--mem-fraction-static", "0.1", "--max-total-tokens", "32768"),
+    # sdpa's mask is quadratic in the patches of all images that are encoded together: 16 requests at once took 8 GB.
+    *("--prefill-max-requests", "1"),
+    *("--chunked-prefill-size", "1024"),  # an image of 1024 x 1024 pixels has 1,369 tokens
+)
+
+
+class SglangServer(LoggedProcess):
+    """Context manager: ready on entry, ended by SIGTERM on exit.
+
+    ``peers`` has the environment that ``make test-sglang`` builds; ``options`` are added to SGLang's command line,
+    ``environment`` to this process's own. ``plugin`` says whether ours is to act, by its own setting. Raises
+    RuntimeError if it is to and SGLang would not find it, FileNotFoundError without the environment.
+    """
+
+    def __init__(
+        self,
+        *options: str,
+        ranks: int = 2,
+        plugin: bool = True,
+        environment: Mapping[str, str] | None = None,
+        peers: Path = PEERS,
+    ) -> None:
+        python = peers / "sglang" / "bin" / "python"
+        if not python.exists():
+            raise FileNotFoundError(f"{python}: no such interpreter; 'make test-sglang' builds it")
+        if plugin and subprocess.run([python, "-c", _IS_FOUND], timeout=60, check=False).returncode:
+            raise RuntimeError(f"{python} finds no plugin of ours; 'make test-sglang' installs it")
+        port = _free_port()
+        cores = sorted(os.sched_getaffinity(0))
+        bind = "|".join(str(cores[rank % len(cores)]) for rank in range(ranks))
+        super().__init__(
+            [
+                *(str(python), "-m", "sglang.launch_server", "--model-path", str(DEFAULT_MODEL)),
+                *("--host", HOST, "--port", str(port), "--tp", str(ranks), *_OPTIONS, *options),
+            ],
+            {
+                **_ENVIRONMENT,
+                "SGLANG_CPU_OMP_THREADS_BIND": bind,
+                PLUGIN: str(int(plugin)),
+                **(environment or {}),
+            },
+        )
+        self.url = f"http://{HOST}:{port}"  # without /v1
+
+    def is_ready(self, line: str) -> bool:
+        """See :class:`LoggedProcess`."""
+        return _READY in line
+
+    def kill(self) -> None:
+        """At once, with all that it started. Idempotent."""
+        started = self.family() if self.process.poll() is None else []
+        super().kill()
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        port: int = listener.getsockname()[1]
+        return port
