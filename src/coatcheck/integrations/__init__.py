@@ -1,1 +1,1 @@
-"""coatcheck's input path inside other engines: an adapter for each."""
+"""coatcheck's input path inside other engines: an adapter for each, over the arena, the lane and the ledger."""
