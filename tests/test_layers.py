@@ -22,7 +22,7 @@ NEIGHBOURS = {
     "arena": set(),
     "engine": {"strategies"},
     "ranks": {"arena", "strategies", "admission", "engine"},
-    "integrations": {"arena", "admission", "ranks"},  # a server of its own kind: SGLang is its front end and engine
+    "integrations": {"arena", "admission", "ranks"},  # a server of its own kind; of ranks the lane only
     "doctor": {"arena", "integrations"},
 }
 FOREIGN = ("fastapi", "uvicorn", "starlette", "sglang", "vllm", "transformers", "PIL", "av", "typer", "rich", "openai")
@@ -69,7 +69,7 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import coatcheck, coatcheck.admission, coatcheck.wire, coatcheck.messages, coatcheck.errors
 import coatcheck.strategies.materialize
-from coatcheck.integrations.sglang import plugin, rollcall, settings, support, targets
+from coatcheck.integrations.sglang import front, gate, leases, plugin, rollcall, settings, support, targets
 from coatcheck.strategies.table import STRATEGIES, strategy_named
 [strategy_named(name) for name in STRATEGIES]
 """

@@ -11,7 +11,6 @@ Pickles name classes, so both sides know the few that there may be: what is pack
 from __future__ import annotations
 
 import io
-import math
 import pickle
 import warnings
 from collections.abc import Callable, Iterable
@@ -196,6 +195,6 @@ def _starts(head: int, sizes: Iterable[int]) -> list[int]:
     """Where each part starts, and, last, where the last one ends."""
     starts, end = [], head
     for size in sizes:
-        starts.append(math.ceil(end / ALIGN) * ALIGN)
+        starts.append(-(-end // ALIGN) * ALIGN)
         end = starts[-1] + size
     return [*starts, end]

@@ -1,0 +1,122 @@
+"""A block comes back once, and only when nothing lies over it any more."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from coatcheck.arena import Arena, ArenaReader
+from coatcheck.errors import HandleStale
+from coatcheck.integrations.sglang.codec import Packer, unpack
+from coatcheck.integrations.sglang.leases import Leases
+from coatcheck.integrations.sglang.records import Ticket
+from coatcheck.messages import Handle
+
+
+class House:
+    """An arena, and one reader's leases."""
+
+    def __init__(self) -> None:
+        self.arena = Arena(1 << 20)
+        self.reader = ArenaReader(self.arena.address)
+        self.back: list[str] = []
+        self.leases = Leases(self.reader, self.back.append)
+
+    def ticket(self, name: str, tensor: torch.Tensor) -> Ticket:
+        packed = Packer().pack([tensor], [tensor])
+        block = self.arena.reserve(packed.nbytes)
+        with self.arena.writable(block) as room:
+            packed.write(room)
+        block = self.arena.commit(name, block, packed.nbytes)
+        self.arena.dispatch(name, [0])
+        return Ticket(name, Handle(block.offset, block.nonce, (packed.nbytes,), "uint8"))
+
+    def tensor(self, ticket: Ticket) -> torch.Tensor:
+        (made,) = unpack(self.leases.lend(ticket), lend=True)
+        assert isinstance(made, torch.Tensor)
+        return made
+
+    def until_back(self, *names: str) -> None:
+        deadline = time.monotonic() + 10
+        while self.back != [*names]:
+            assert time.monotonic() < deadline, self.back
+            time.sleep(0.005)
+
+    def stays(self) -> None:
+        gc.collect()
+        time.sleep(0.05)
+        assert self.back == []
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    made = House()
+    yield made
+    assert made.leases.close(10)
+    gc.collect()
+    made.reader.close()
+    made.arena.close()
+
+
+HOLDERS: list[Callable[[torch.Tensor], Any]] = [
+    lambda tensor: tensor,
+    lambda tensor: tensor[1:2],
+    lambda tensor: tensor.view(-1)[5:].view(torch.uint8),
+    lambda tensor: tensor.numpy(),
+    lambda tensor: [tensor.detach()],
+    lambda tensor: tensor.untyped_storage(),
+]
+
+
+@pytest.mark.parametrize("holder", HOLDERS, ids=["itself", "slice", "bytes", "numpy", "alias", "storage"])
+def test_anything_that_lies_over_it_keeps_it(house: House, holder: Callable[[torch.Tensor], Any]) -> None:
+    held = holder(house.tensor(house.ticket("r", torch.rand(4, 5))))
+    house.stays()
+    del held
+    house.until_back("r")
+
+
+def test_a_copy_does_not_keep_it(house: House) -> None:
+    copied = house.tensor(house.ticket("r", torch.ones(4))) + 1
+    house.until_back("r")
+    assert copied.tolist() == [2, 2, 2, 2]
+
+
+def test_it_comes_back_once_whatever_happens(house: House) -> None:
+    ticket = house.ticket("declined", torch.ones(4))
+    house.leases.decline(ticket)
+    house.until_back("declined")
+    stale = Ticket("stale", Handle(ticket.handle.offset, ticket.handle.nonce ^ 1, ticket.handle.shape, "uint8"))
+    with pytest.raises(HandleStale):
+        house.leases.lend(stale)
+    house.until_back("declined", "stale")
+    twice = house.ticket("twice", torch.ones(4))
+    first, second = house.tensor(twice), house.tensor(twice)  # two dispatches of one block
+    del first
+    house.until_back("declined", "stale", "twice")
+    del second
+    house.until_back("declined", "stale", "twice", "twice")
+
+
+def test_a_block_that_changed_hands_under_a_loan_is_told(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    tensor = house.tensor(house.ticket("r", torch.ones(4)))
+    house.arena.acknowledge("r", 0)  # a mistake: the reader has said nothing
+    house.arena.end("r")
+    del tensor
+    house.until_back("r")
+    assert "was another's before" in caplog.text
+
+
+def test_the_last_reference_may_go_on_any_thread_and_in_a_cycle(house: House) -> None:
+    cycle: list[Any] = [house.tensor(house.ticket("r", torch.ones(4)))]
+    cycle.append(cycle)
+    gc.collect()
+    house.stays()
+    del cycle
+    gc.collect()
+    house.until_back("r")

@@ -1,0 +1,459 @@
+"""The tokenizer's process without its server, some ranks, and what is tried on them; run in SGLang's interpreter.
+
+``python -m tests.support.sglang_team RANKS`` writes one line of JSON: for each scenario null, or what went wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from array import array
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+
+import torch
+import zmq
+import zmq.asyncio
+from sglang.srt.managers.io_struct import AbortReq, SessionParams, TokenizedGenerateReqInput
+from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem, MultimodalProcessorOutput
+from sglang.srt.managers.tokenizer_manager import TokenizerManager
+from sglang.srt.observability.req_time_stats import APIServerReqTimeStats
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from sglang.srt.runtime_context import get_context
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+from coatcheck.integrations.sglang import tokenizer
+from coatcheck.process import PARENT
+
+WAIT_S = 60.0
+ARENA = 64 << 20
+WIDTH, MERGE, TEXT, IMAGE = 1176, 4, 16, 151655  # Qwen2.5-VL's
+
+
+class Transport:
+    """SGLang's transports for tensors on GPUs, where there is none."""
+
+    async def prepare_for_dispatch_async(self, inputs: Any) -> list[Any]:
+        """Nothing to prepare."""
+        return []
+
+    def prepare_for_dispatch(self, requests: Any) -> list[Any]:
+        """Nothing to prepare."""
+        return []
+
+    def cancel_for_dispatch(self, prepared: Any) -> None:
+        """Nothing was prepared."""
+
+
+def request(rid: str, patches: int = 0, seed: int = 0) -> TokenizedGenerateReqInput:
+    """A prompt of text, and behind it an image of so many patches."""
+    count = patches // MERGE
+    ids = [*range(TEXT), *[IMAGE] * count]
+    inputs = None
+    if patches:
+        pixels = torch.rand(patches, WIDTH, generator=torch.Generator().manual_seed(seed))
+        item = MultimodalDataItem(
+            modality=Modality.IMAGE,
+            feature=pixels,
+            offsets=[(TEXT, TEXT + count - 1)],
+            model_specific_data={"image_grid_thw": torch.tensor([[1, 2, patches // 2]])},
+        )
+        inputs = MultimodalProcessorOutput(
+            mm_items=[item],
+            input_ids=ids,
+            im_token_id=IMAGE,
+            mrope_positions=torch.arange(len(ids)).expand(3, -1).contiguous(),
+            mrope_position_delta=torch.tensor([[0]]),
+        )
+    return TokenizedGenerateReqInput(
+        rid=rid,
+        input_text="",
+        input_ids=array("q", ids),
+        input_embeds=None,
+        mm_inputs=inputs,
+        token_type_ids=None,
+        sampling_params=SamplingParams(),
+        return_logprob=False,
+        logprob_start_len=-1,
+        top_logprobs_num=0,
+        token_ids_logprob=None,
+        stream=False,
+        time_stats=APIServerReqTimeStats(),
+    )
+
+
+class Team:
+    """A TokenizerManager of which only sending works, and what its ranks tell."""
+
+    def __init__(self, ranks: int, share: float = 1.0) -> None:
+        self.ranks = ranks
+        self.directory = tempfile.TemporaryDirectory(prefix="coatcheck-team-")
+        context = zmq.asyncio.Context()
+        manager: Any = TokenizerManager.__new__(TokenizerManager)
+        manager.send_to_scheduler = context.socket(zmq.PUSH)
+        manager.send_to_scheduler.bind(f"ipc://{self.directory.name}/requests")
+        manager.cuda_vmm_feature_transport = manager.positional_embeds_transport = Transport()
+        manager.mm_processor = manager
+        manager.tokenizer_ipc_name = None
+        manager.rid_to_state, manager.encoder_dispatch_ready = {}, {}
+        manager.server_args = SimpleNamespace(tp_size=ranks)
+        self.manager = manager
+        self.inbox = context.socket(zmq.PULL)
+        self.inbox.bind(f"ipc://{self.directory.name}/told")
+        self.told: list[list[tuple[Any, ...]]] = [[] for _ in range(ranks)]
+        environment = os.environ | {PARENT: str(os.getpid())}
+        rank = [sys.executable, "-W", "ignore", "-m", "tests.support.sglang_rank", self.directory.name]
+        self.processes = [subprocess.Popen([*rank, str(i), str(ranks)], env=environment) for i in range(ranks)]
+
+    async def attach(self) -> None:
+        """Until requests can carry tickets."""
+        await self.send(request("first"))
+        await self.everywhere("text", "first")
+        await self.until(lambda: self.desk.front is not None and self.desk.front.attached)
+
+    @property
+    def desk(self) -> tokenizer.Desk:
+        """The plugin's, of the manager."""
+        return tokenizer.desk(self.manager)
+
+    @property
+    def held(self) -> int:
+        """Bytes of the arena that are not free, or kept only for equal content."""
+        assert self.desk.front is not None
+        statistics = self.desk.front.statistics()
+        return statistics.reserved + statistics.in_use + statistics.quarantined
+
+    async def until(self, done: Callable[[], bool]) -> None:
+        """Raises TimeoutError. Takes in what the ranks tell."""
+        deadline = time.monotonic() + WAIT_S
+        while not done():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"ranks told {self.told}")
+            for process in self.processes:
+                assert process.poll() is None, f"a rank ended with {process.returncode}"
+            if await self.inbox.poll(20):
+                rank, *what = await self.inbox.recv_pyobj()
+                self.told[rank].append(tuple(what))
+
+    def said(self, what: str, rid: str) -> list[tuple[Any, ...]]:
+        """What ranks have told of it, in the order of ranks."""
+        return [one for rank in self.told for one in rank if one[:2] == (what, rid)]
+
+    async def everywhere(self, what: str, rid: str) -> tuple[Any, ...]:
+        """Until every rank has told that, and the same of it."""
+        await self.until(lambda: len(self.said(what, rid)) == self.ranks)
+        assert len(set(self.said(what, rid))) == 1, self.said(what, rid)
+        return self.said(what, rid)[0][2:]
+
+    async def send(self, *requests: Any) -> None:
+        """One alone, or several as one batch."""
+        for one in requests:
+            state = SimpleNamespace(dispatched=False, abort_sent=False)
+            self.manager.rid_to_state.setdefault(one.rid, state)
+        if len(requests) == 1:
+            await self.manager._send_one_request(requests[0])
+        else:
+            await self.manager._send_batch_request(list(requests))
+
+    def order(self, *what: Any) -> None:
+        """To the ranks, behind what was sent."""
+        self.manager._dispatch_to_scheduler(what)
+
+    async def finish(self, *rids: str) -> None:
+        """The scheduler is done with them; nothing of theirs is left after it."""
+        for rid in rids:
+            self.order("finish", rid)
+            await self.everywhere("finish", rid)
+
+    async def given_back(self) -> None:
+        """Until every rank has given back everything."""
+        await self.until(lambda: self.held == 0)
+
+    def close(self) -> None:
+        """The ranks leave by themselves."""
+        self.order("stop")
+        for process in self.processes:
+            assert process.wait(WAIT_S) == 0
+        if self.desk.front is not None:
+            self.desk.front.close()
+        self.directory.cleanup()
+
+    def kill(self) -> None:
+        """After a failure."""
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+# --------------------------------------------------------------------------- scenarios
+
+
+async def before_all_are_attached(team: Team) -> None:
+    """SGLang's own way."""
+    await team.send(request("early", 64))
+    assert await team.everywhere("inputs", "early") != ()
+    await team.attach()
+    assert team.desk.counts["carried"] == 0
+    assert team.desk.counts["not attached"] == 1
+    await team.finish("early")
+
+
+async def the_same_inputs_are_lent_to_every_rank(team: Team) -> None:
+    original = request("one", 64)
+    before = copy.deepcopy(original.mm_inputs)
+    await team.send(original)
+    lent, values = await team.everywhere("inputs", "one")
+    assert lent
+    item = original.mm_inputs.mm_items[0]
+    assert torch.equal(item.feature, before.mm_items[0].feature)
+    assert (item.hash, item.pad_value, original.mm_inputs.padded_input_ids) == (None, None, None), "it was changed"
+    assert team.held
+    await team.send(request("other", 64, seed=1))
+    assert values != (await team.everywhere("inputs", "other"))[1]
+    await team.finish("one", "other")
+    await team.given_back()
+
+
+async def what_is_sent_again_is_written_once_and_given_back_as_often(team: Team) -> None:
+    assert team.desk.front is not None
+    before = team.desk.front.statistics()
+    original = request("", 128, seed=2)
+    rids = [f"again-{number}" for number in range(4)]
+    for rid in rids:
+        one = copy.copy(original)
+        one.mm_inputs = copy.copy(original.mm_inputs)
+        one.mm_inputs.mm_items = [copy.copy(item) for item in original.mm_inputs.mm_items]
+        one.rid = rid
+        await team.send(one)
+        await team.everywhere("inputs", rid)
+    after = team.desk.front.statistics()
+    assert (after.reservations - before.reservations, after.hits - before.hits) == (1, 3)
+    await team.finish(*rids[:3])
+    await asyncio.sleep(0.3)
+    assert team.held
+    await team.finish(rids[3])
+    await team.given_back()
+
+
+async def a_batch(team: Team) -> None:
+    batch = [request("b0", 64, 3), request("b1"), request("b2", 64, 4)]
+    await team.send(*batch)
+    for rid, what in (("b0", "inputs"), ("b1", "text"), ("b2", "inputs")):
+        await team.everywhere(what, rid)
+    assert team.said("inputs", "b0")[0][2:] != team.said("inputs", "b2")[0][2:]
+    await team.finish("b0", "b1", "b2")
+    await team.given_back()
+
+
+async def a_fault_on_one_rank_rejects_on_all(team: Team) -> None:
+    last = team.ranks - 1
+    team.order("fault", last, "injected")
+    await team.everywhere("fault", str(last))
+    await team.send(request("faulty", 64, 5))
+    await team.send(request("next", 64, 6))
+    (reason,) = await team.everywhere("rejected", "faulty")
+    assert reason == f"Multimodal inputs could not be prepared on rank {last}: injected"
+    await team.everywhere("inputs", "next")
+    await team.finish("next")
+    await team.given_back()
+
+
+async def aborts_of_what_is_parked(team: Team) -> None:
+    for rid, abort in (("parked", AbortReq(rid="parked")), ("all", AbortReq(abort_all=True))):
+        team.order("fault", 0, 0.5)
+        await team.everywhere("fault", "0")
+        for rank in team.told:
+            rank.clear()
+        await team.send(request(rid, 64, 7))
+        team.manager._dispatch_to_scheduler(abort)
+        (reason,) = await team.everywhere("rejected", rid)
+        assert "aborted" in reason
+        await team.everywhere("abort", abort.rid)
+        for rank in team.told:
+            assert [one[0] for one in rank] == ["rejected", "abort"]
+        await team.given_back()
+
+
+async def an_abort_that_overtakes_its_request(team: Team) -> None:
+    sending = asyncio.create_task(team.send(request("overtaken", 4096, 8)))
+    await asyncio.sleep(0)
+    team.manager.rid_to_state["overtaken"].abort_sent = True  # as SGLang's abort_request does
+    team.manager._dispatch_to_scheduler(AbortReq(rid="overtaken"))
+    await sending
+    await team.until(lambda: len(team.said("abort", "overtaken")) == 2 * team.ranks)
+    for rank in team.told:
+        assert [one[0] for one in rank if one[1] == "overtaken"][-1] == "abort"
+    await team.finish("overtaken")
+    await team.given_back()
+
+
+async def a_client_that_leaves_while_its_request_is_written(team: Team) -> None:
+    for delay in (0.0, 0.005, 0.02):
+        sending = asyncio.create_task(team.send(request(f"left-{delay}", 4096, 9)))
+        await asyncio.sleep(delay)
+        sending.cancel()
+        try:
+            await sending
+            await team.everywhere("inputs", f"left-{delay}")
+            await team.finish(f"left-{delay}")
+        except asyncio.CancelledError:
+            pass
+    await team.given_back()
+
+
+async def a_request_that_cannot_be_sent(team: Team) -> None:
+    broken = request("broken", 64, 10)
+    broken.sampling_params = lambda: None  # cannot be pickled
+    try:
+        await team.send(broken)
+    except Exception:
+        await team.given_back()
+    else:
+        raise AssertionError("it was sent")
+
+
+async def a_full_arena_leaves_it_to_sglang(team: Team) -> None:
+    carried = team.desk.counts["carried"]
+    large = 11000  # patches: 52 MB of 64
+    await team.send(request("large", large, 11))
+    await team.send(request("larger", large, 12))
+    for rid in ("large", "larger"):
+        await team.everywhere("inputs", rid)
+    assert team.desk.counts["carried"] == carried + 1
+    assert team.desk.counts["no room"] == 1
+    await team.finish("large", "larger")
+    await team.given_back()
+
+
+async def a_report_that_is_lost(team: Team) -> None:
+    last = team.ranks - 1
+    team.order("mute", last)
+    await team.everywhere("mute", str(last))
+    start = time.monotonic()
+    await team.send(request("lost", 64, 13))
+    await team.send(request("found", 64, 14))
+    (reason,) = await team.everywhere("rejected", "lost")
+    assert f"no report from rank {last} within 3 s" in reason
+    assert time.monotonic() - start < 10
+    await team.everywhere("inputs", "found")
+    await team.finish("found")
+    await team.given_back()
+
+
+async def a_session_gets_copies(team: Team) -> None:
+    one = request("session", 64, 15)
+    one.session_params = SessionParams(id="s")
+    await team.send(one)
+    lent, _ = await team.everywhere("inputs", "session")
+    assert not lent
+    await team.given_back()
+    await team.finish("session")
+
+
+async def receives_that_are_skipped(team: Team) -> None:
+    team.order("fault", 0, 0.2)
+    await team.send(request("skipped", 64, 16))
+    team.order("skip", 50)  # so that the decision meets receives that carry nothing
+    await team.everywhere("skip", "50")
+    await team.everywhere("inputs", "skipped")
+    await team.finish("skipped")
+    await team.given_back()
+
+
+async def text_does_not_wait_for_images(team: Team) -> None:
+    team.order("fault", team.ranks - 1, 0.5)
+    for rank in team.told:
+        rank.clear()
+    for one in (request("slow", 64, 17), request("text"), request("fast", 64, 18)):
+        await team.send(one)
+    await team.everywhere("inputs", "fast")
+    await team.everywhere("inputs", "slow")
+    for rank in team.told:
+        assert next(one[1] for one in rank if one[0] in ("text", "inputs")) == "text"
+    await team.finish("slow", "fast")
+    await team.given_back()
+
+
+async def reports_wake_an_entry_rank_that_sleeps(team: Team) -> None:
+    start = time.monotonic()
+    rids = [f"idle-{number}" for number in range(10)]
+    for number, rid in enumerate(rids):
+        await team.send(request(rid, 64, 30 + number))
+        await team.everywhere("inputs", rid)
+    assert time.monotonic() - start < 5, "it slept its second for each of them"
+    await team.finish(*rids)
+    await team.given_back()
+
+
+async def many_at_once(team: Team) -> None:
+    rids = [f"m{number}" for number in range(24)]
+    await asyncio.gather(*(team.send(request(rid, 64 * (1 + number % 3), number)) for number, rid in enumerate(rids)))
+    for rid in rids:
+        await team.everywhere("inputs", rid)
+    for rank in team.told:
+        assert rank == team.told[0], "ranks had them in another order, or others"
+    await team.finish(*rids)
+    await team.given_back()
+
+
+SCENARIOS: list[Callable[[Team], Awaitable[None]]] = [
+    before_all_are_attached,
+    the_same_inputs_are_lent_to_every_rank,
+    what_is_sent_again_is_written_once_and_given_back_as_often,
+    a_batch,
+    a_fault_on_one_rank_rejects_on_all,
+    aborts_of_what_is_parked,
+    an_abort_that_overtakes_its_request,
+    a_client_that_leaves_while_its_request_is_written,
+    a_request_that_cannot_be_sent,
+    a_full_arena_leaves_it_to_sglang,
+    a_report_that_is_lost,
+    a_session_gets_copies,
+    receives_that_are_skipped,
+    text_does_not_wait_for_images,
+    reports_wake_an_entry_rank_that_sleeps,
+    many_at_once,
+]
+
+
+def hook(ranks: int) -> None:
+    """As the plugin does, for the process in which the tokenizer is."""
+    get_context().override_server_args(tp_size=ranks).install()
+    tokenizer.configure(SimpleNamespace(arena_bytes=ARENA, share=1.0))
+    for path, function in tokenizer.HOOKS.items():
+        HookRegistry.register(path, function, HookType.AROUND)
+    HookRegistry.apply_hooks()
+
+
+async def main(ranks: int) -> dict[str, str | None]:
+    """Every scenario, on one team."""
+    hook(ranks)
+    team = Team(ranks)
+    found: dict[str, str | None] = {}
+    try:
+        for scenario in SCENARIOS:
+            try:
+                await scenario(team)
+                found[scenario.__name__] = None
+            except Exception:
+                found[scenario.__name__] = traceback.format_exc()
+                break
+        else:
+            team.close()
+    finally:
+        team.kill()
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(main(int(sys.argv[1])))))
