@@ -102,7 +102,10 @@ class Rank:
         self.held: dict[str, Any] = {}
         self.faults: list[Any] = []
         self.stopped = False
+        self.muted = 0  # tickets of which this rank will report nothing
         vars(adapter)["unpack"] = partial(self._unpack, unpack)
+        materialize = partial(self._materialize, adapter.RankSide._materialize)
+        setattr(adapter.RankSide, "_materialize", lambda side, ticket: materialize(side, ticket))  # noqa: B010
 
     def _unpack(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         fault = self.faults.pop(0) if self.faults else None
@@ -149,7 +152,7 @@ class Rank:
         elif what == "fault" and details[0] == self.rank:
             self.faults.append(details[1])
         elif what == "mute" and details[0] == self.rank:
-            self._mute_once()
+            self.muted += 1
         elif what == "skip":
             self.skipper.left = details[0]
         elif what == "stop":
@@ -157,14 +160,12 @@ class Rank:
         if what in ("finish", "skip", "mute", "fault"):
             self._tell(what, str(details[0]))
 
-    def _mute_once(self) -> None:
-        original = adapter.RankSide._materialize
-
-        def mute(side: Any, ticket: Any) -> None:
-            setattr(adapter.RankSide, "_materialize", original)  # noqa: B010
+    def _materialize(self, original: Any, side: Any, ticket: Any) -> None:
+        if self.muted:
+            self.muted -= 1
             side._leases.decline(ticket)
-
-        setattr(adapter.RankSide, "_materialize", mute)  # noqa: B010
+        else:
+            original(side, ticket)
 
     def _tell(self, *what: Any) -> None:
         self.out.send_pyobj((self.rank, *what))

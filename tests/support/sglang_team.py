@@ -340,8 +340,7 @@ async def a_report_that_is_lost(team: Team) -> None:
     team.order("mute", last)
     await team.everywhere("mute", str(last))
     start = time.monotonic()
-    await team.send(request("lost", 64, 13))
-    await team.send(request("found", 64, 14))
+    await team.send(request("lost", 64, 13), request("found", 64, 14))
     (reason,) = await team.everywhere("rejected", "lost")
     assert f"no report from rank {last} within 3 s" in reason
     assert time.monotonic() - start < 10
