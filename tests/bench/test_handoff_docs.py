@@ -19,7 +19,7 @@ from benchmarks.handoff import (
     ready,
     with_tables,
 )
-from coatcheck.bench.handoff.contenders import CONTENDERS
+from coatcheck.bench.handoff.contenders import ALL
 from coatcheck.bench.handoff.result import HandoffReport, HandoffRun, Quantiles, Stall, StallByRole
 
 
@@ -33,7 +33,7 @@ def test_every_contender_is_in_every_run_with_ours_whole(name: str) -> None:
     if name not in read():
         pytest.skip(f"the {name} run has not been made yet")
     report = read()[name]
-    assert {run.contender for run in report.runs} == set(CONTENDERS)
+    assert {run.contender for run in report.runs} == set(ALL)
     assert {run.failed for run in report.runs if run.contender.startswith("coatcheck")} == {""}
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from coatcheck.bench.files import check_writable, write_json
 from coatcheck.bench.handoff.config import HandoffConfig, numbers
-from coatcheck.bench.handoff.contenders import CONTENDERS
+from coatcheck.bench.handoff.contenders import ALL
 from coatcheck.errors import ConfigError
 from coatcheck.process import quiet_libraries
 
@@ -35,7 +35,7 @@ def handoff(
     if any(count != int(count) for count in counts):
         raise ConfigError(f"--ranks: {ranks!r} is not whole numbers with commas between")
     config = HandoffConfig(
-        contenders=tuple(CONTENDERS) if contenders == "all" else tuple(dict.fromkeys(contenders.split(","))),
+        contenders=ALL if contenders == "all" else tuple(dict.fromkeys(contenders.split(","))),
         ranks=tuple(map(int, counts)),
         sizes=numbers(sizes, "--sizes"),
         rounds=rounds,

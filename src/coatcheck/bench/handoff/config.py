@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coatcheck.bench.handoff.contenders import CONTENDERS
+from coatcheck.bench.handoff.contenders import ALL, CONTENDERS
 from coatcheck.errors import ConfigError
 
 PATCH_BYTES = 4704  # of a wide patch: 1176 float32
@@ -19,7 +19,7 @@ MOST_QUEUED = 5  # of the largest payload: what every contender's memory has roo
 class HandoffConfig:
     """See the comments; an impossible value raises ConfigError naming the option."""
 
-    contenders: tuple[str, ...] = tuple(CONTENDERS)
+    contenders: tuple[str, ...] = ALL
     ranks: tuple[int, ...] = (2, 4)
     sizes: tuple[float, ...] = (
         1.0,

@@ -28,6 +28,7 @@ CONTENDERS = {
     for environment, module, names in (
         (OWN, "own", ("coatcheck-handle", "coatcheck-handle-f32", "coatcheck-dict")),
         ("sglang", "sglang", ("sglang-precomputed-hash", "sglang-default", "sglang-broadcast-flag", "sglang-raw")),
+        ("sglang", "sglang_plugin", ("sglang-coatcheck", "sglang-text")),
         ("sglang-17a57fd86", "sglang_17a57fd86", ("sglang-17a57fd86",)),
         ("vllm", "vllm", ("vllm-arena", "vllm-queue", "vllm-shm-store")),
         (OWN, "gloo", ("torch-object-list",)),
@@ -37,6 +38,9 @@ CONTENDERS = {
     for name in names
 }
 """The strongest of each peer first."""
+
+PLUGIN = ("sglang-coatcheck", "sglang-text")  # SGLang with our plugin, and its limit: compared by docs/sglang.md
+ALL = tuple(name for name in CONTENDERS if name not in PLUGIN)
 
 
 def interpreter(environment: str, peers: Path) -> Path:

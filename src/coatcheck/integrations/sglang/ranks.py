@@ -111,6 +111,11 @@ class RankSide:
             self._watched = True
         return not self._outgoing()
 
+    @property
+    def parked(self) -> int:
+        """Requests that wait for all ranks."""
+        return len(self._gate)
+
     def close(self, timeout_s: float) -> None:
         """Ends the threads and closes the sockets."""
         if self._lane is not None:

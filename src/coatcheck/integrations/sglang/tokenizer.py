@@ -53,7 +53,7 @@ class Desk:
         self._manager, self._settings = manager, settings
         self.front: Front | None = None
         self.counts = Counter[str]()  # requests with inputs, by how they went: carried, or why not
-        self._opening = asyncio.get_running_loop().create_task(self._open())
+        self.opening = asyncio.get_running_loop().create_task(self._open())
 
     async def _open(self) -> None:
         try:

@@ -38,16 +38,21 @@ from coatcheck.bench.handoff.peers.pipe import Inbox, InboxRank, Outbox, Watch
 TEXT = 16  # tokens of the prompt before the image
 MERGE = 4  # patches that become one token
 IMAGE = 151655  # Qwen2.5-VL's placeholder
+MODEL = SimpleNamespace(
+    is_multimodal=True,
+    requires_mm_token_modalities=False,
+    hf_config=SimpleNamespace(architectures=["Qwen2_5_VLForConditionalGeneration"]),
+)
 
 
 _configured: dict[str, bool] = {}  # what the process's settings are now
 
 
-def _configure(place: Place, broadcast: bool = False) -> None:
+def configure(place: Place, broadcast: bool = False) -> None:
     get_context().override_server_args(tp_size=place.ranks, enable_broadcast_mm_inputs_process=broadcast).install()
 
 
-def _request(payload: Payload) -> TokenizedGenerateReqInput:
+def image_request(payload: Payload) -> TokenizedGenerateReqInput:
     """What SGLang's tokenizer and image processor have made."""
     count = len(payload.wide) // MERGE
     ids = [*range(TEXT), *[IMAGE] * count]
@@ -84,14 +89,14 @@ class Front:
     """The tokenizer's process."""
 
     def __init__(self, place: Place, precompute: bool = False, shared: bool = True) -> None:
-        _configure(place)
+        configure(place)
         self._out = Outbox(place.path("requests"))
         self._hashes = MultimodalHashExecutor() if precompute else None
         self._shared = shared
 
     async def hand_off(self, payload: Payload) -> Written:
         """See :class:`coatcheck.bench.handoff.meter.Front`."""
-        request = _request(payload)
+        request = image_request(payload)
         hash_s = None
         watch = Watch()
         if self._hashes is not None:
@@ -123,25 +128,25 @@ class Rank(InboxRank):
         self._broadcast = broadcast
         super().__init__(place)
         self._rpc = Inbox(place.path("rpc")) if place.rank == 0 else None
-        self._receiver = SchedulerRequestReceiver(
+        self.receiver = SchedulerRequestReceiver(
             recv_from_tokenizer=None if self.requests is None else self.requests.socket,
             recv_from_rpc=None if self._rpc is None else self._rpc.socket,
             recv_skipper=None,
             input_blocker=None,
             mm_receiver=None,
             server_args=SimpleNamespace(),
-            model_config=SimpleNamespace(is_multimodal=True),
+            model_config=MODEL,
             max_recv_per_poll=1,  # -1 as installed: those that wait would share one broadcast, barrier and all-reduce
             stream_output=lambda *args: None,
             get_last_batch=lambda: None,
         )
-        self._scheduler: Any = SimpleNamespace(
-            model_config=SimpleNamespace(requires_mm_token_modalities=False),
+        self.scheduler: Any = SimpleNamespace(
+            model_config=MODEL,
             dp_tp_cpu_group=dist.group.WORLD,
             dp_tp_group=SimpleNamespace(rank_in_group=place.rank, first_rank=0),
         )
-        self._scheduler._process_and_broadcast_mm_inputs = partial(
-            Scheduler._process_and_broadcast_mm_inputs, self._scheduler
+        self.scheduler._process_and_broadcast_mm_inputs = partial(
+            Scheduler._process_and_broadcast_mm_inputs, self.scheduler
         )
 
     def prepare(self) -> None:
@@ -149,7 +154,7 @@ class Rank(InboxRank):
         if _configured.get("broadcast") == self._broadcast:
             return
         _configured["broadcast"] = self._broadcast
-        _configure(self._place, self._broadcast)
+        configure(self._place, self._broadcast)
         get_parallel().override_permanently(
             pp_rank=0,
             tp_rank=self._place.rank,
@@ -163,8 +168,8 @@ class Rank(InboxRank):
     def take(self, meter: Meter) -> torch.Tensor:
         """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
         with meter.step("receive"):
-            (request,) = self._receiver.recv_requests()
-            inputs = Scheduler._get_multimodal_inputs(self._scheduler, request.mm_inputs)
+            (request,) = self.receiver.recv_requests()
+            inputs = Scheduler._get_multimodal_inputs(self.scheduler, request.mm_inputs)
             self.held = [request, inputs]
         feature = inputs.mm_items[0].feature
         assert isinstance(feature, torch.Tensor)
