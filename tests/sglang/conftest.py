@@ -10,8 +10,8 @@ import pytest
 from benchmarks.sglang_questions import Answers, ask_one_by_one, questions
 from benchmarks.sglang_server import PEERS, SglangServer
 
-# By name: whether it has the plugin. Two of the same kind show that tokens repeat at all.
-SERVERS = {"without": False, "without, again": False}
+# By name: whether it has the plugin.
+SERVERS = {"without": False, "with": True}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

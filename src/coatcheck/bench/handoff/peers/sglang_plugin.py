@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import zmq
 from sglang.srt.managers.io_struct import sock_send
+from sglang.srt.managers.mm_utils import wrap_shm_features
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.managers.scheduler_components.request_receiver import SchedulerRequestReceiver
 
@@ -82,7 +83,7 @@ class Front:
 
 async def _send(manager: Any, request: Any) -> None:
     """What ``_send_one_request`` does for a request without pixels on a GPU."""
-    request = sglang.wrap_shm_features(request)
+    request = wrap_shm_features(request)
     request.wrap_pickle_fields()
     manager._dispatch_to_scheduler(request)
 
