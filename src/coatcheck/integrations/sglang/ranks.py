@@ -98,7 +98,8 @@ class RankSide:
 
     def receive(self, original: Callable[..., list[Any]], receiver: Any, local_reqs: list[Any] | None) -> list[Any]:
         """In place of the receiver's ``recv_requests``."""
-        notes = [AbortReq(rid=MARK, abort_message=write_note(note)) for note in self._outgoing()]
+        waiting = self._opened is not None or len(self._gate) > 0  # else there is nothing to tell, in any iteration
+        notes = [AbortReq(rid=MARK, abort_message=write_note(note)) for note in self._outgoing()] if waiting else None
         arrived = original(receiver, [*(local_reqs or []), *notes] if notes else local_reqs)
         if not any(isinstance(one, (AbortReq, *_SINGLE, *_BATCH)) for one in arrived):
             return arrived
@@ -129,7 +130,7 @@ class RankSide:
         """What the next list must carry: the entry rank's."""
         if self._book is None or self._inbox is None:
             return []
-        while self._inbox.poll(0):
+        while int(self._inbox.get(zmq.EVENTS)) & zmq.POLLIN:  # a poll makes a poller, ten times as dear
             try:
                 ready = report_of(self._inbox.recv(zmq.NOBLOCK))
                 self._book.report(ready.request, ready.rank, ready.error)
