@@ -52,6 +52,8 @@ entry = _median(lambda run: run.stall_ms.entry)
 follower = _median(lambda run: run.stall_ms.follower)
 entry_cpu = _median(lambda run: run.stall_ms.entry, cpu=True)
 follower_cpu = _median(lambda run: run.stall_ms.follower, cpu=True)
+idle_entry_cpu = _median(lambda run: run.idle_stall_ms.entry, cpu=True)
+idle_follower_cpu = _median(lambda run: run.idle_stall_ms.follower, cpu=True)
 
 
 @dataclass(frozen=True)
