@@ -41,9 +41,11 @@ def beyond_text(report: HandoffReport, contender: str, ranks: int, megabytes: fl
 
 def tables(report: HandoffReport) -> str:
     """Stalls on the entry rank and on a follower, then the tokenizer's event loop; where ours misses its goal, bold."""
-    queued = _table(report, lambda *cell: _both(report, *cell, entry_cpu, follower_cpu))
-    alone = _table(report, lambda *cell: _both(report, *cell, idle_entry_cpu, idle_follower_cpu))
-    others = _table(report, lambda *cell: _other(report, *cell))
+    queued = _table(report, lambda name, ranks, size: _both(report, name, ranks, size, entry_cpu, follower_cpu))
+    alone = _table(
+        report, lambda name, ranks, size: _both(report, name, ranks, size, idle_entry_cpu, idle_follower_cpu)
+    )
+    others = _table(report, lambda name, ranks, size: _other(report, name, ranks, size))
     return (
         "CPU time of a scheduler's thread beyond that of the text, ms, entry rank / follower, while requests wait:\n\n"
         f"{queued}\nThe same with one request at a time, on ranks that sleep in between:\n\n"
