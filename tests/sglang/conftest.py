@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.sglang_questions import Answers, ask_one_by_one, questions
 from benchmarks.sglang_server import PEERS, SglangServer
@@ -16,6 +20,31 @@ SERVERS = {"without": False, "with": True}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--peers", type=Path, default=PEERS, help="Where 'make test-sglang' has put SGLang's environment.")
+
+
+class Page:
+    """What a server's ``/metrics`` says."""
+
+    def __init__(self, url: str) -> None:
+        families = text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=10).raise_for_status().text)
+        self._values = {
+            (one.name, frozenset(one.labels.items())): one.value for family in families for one in family.samples
+        }
+        self.names = {name for name, _ in self._values}
+
+    def value(self, name: str, **labels: str) -> float:
+        """0 where there is no such sample."""
+        return self._values.get((name, frozenset(labels.items())), 0.0)
+
+    @property
+    def ours(self) -> dict[Any, float]:
+        """The plugin's samples."""
+        return {sample: value for sample, value in self._values.items() if sample[0].startswith("coatcheck")}
+
+    @property
+    def carried(self) -> float:
+        """Requests whose inputs went the plugin's way."""
+        return self.value("coatcheck_sglang_requests_total", way="carried")
 
 
 class Servers:
@@ -31,15 +60,24 @@ class Servers:
         if self._current is not None and self._current[0] == name:
             return self._current[1]
         self.close()
-        server = SglangServer(plugin=SERVERS[name], peers=self._peers)
+        server = SglangServer("--enable-metrics", plugin=SERVERS[name], peers=self._peers)
         self._current = name, server.__enter__()
         return server
 
     async def answers(self, name: str) -> Answers:
         """What it says to all ``questions()``, which are asked once."""
         if name not in self._answers:
-            self._answers[name] = await ask_one_by_one(self.running(name).url, questions())
+            with self.carrying(name) as server:
+                self._answers[name] = await ask_one_by_one(server.url, questions())
         return self._answers[name]
+
+    @contextlib.contextmanager
+    def carrying(self, name: str) -> Iterator[SglangServer]:
+        """The server, of which the plugin, where there is one, carries requests meanwhile."""
+        server = self.running(name)
+        before = Page(server.url).carried
+        yield server
+        assert (Page(server.url).carried > before) == SERVERS[name]
 
     def close(self) -> None:
         """Idempotent."""
@@ -64,8 +102,9 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def server(servers: Servers, name: str) -> SglangServer:
-    return servers.running(name)
+def server(servers: Servers, name: str) -> Iterator[SglangServer]:
+    with servers.carrying(name) as running:
+        yield running
 
 
 @pytest.fixture

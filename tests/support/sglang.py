@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from coatcheck.integrations.sglang.support import BROADCAST, LIMITS
+from coatcheck.integrations.sglang.support import BROADCAST, LIMITS, METRICS
 from tests.support import sglang_hooks
 
 
@@ -71,7 +71,8 @@ def modules() -> dict[str, ModuleType]:
         def resolved_dict(self) -> dict[str, Any]:
             return {name: getattr(self, name) for name in arguments}
 
-    arguments = {limit.setting: limit.served[0] for limit in LIMITS if not limit.variable} | {BROADCAST: False}
+    arguments = {limit.setting: limit.served[0] for limit in LIMITS if not limit.variable}
+    arguments |= {BROADCAST: False, METRICS: False}
     for name, value in arguments.items():
         setattr(ServerArgs, name, value)
     values = {limit.setting: limit.served[0] for limit in LIMITS if limit.variable}
@@ -125,7 +126,7 @@ def modules() -> dict[str, ModuleType]:
             "TokenizerManager": TokenizerManager,
             "ReqState": dataclasses.make_dataclass("ReqState", ["out_list", "abort_sent", "dispatched"]),
         },
-        "sglang.srt.runtime_context": {"get_server_args": get_server_args},
+        "sglang.srt.runtime_context": {"get_server_args": get_server_args, "get_observability": ServerArgs},
         "sglang.srt.server_args": {"ServerArgs": ServerArgs},
     }
     made = {name: ModuleType(name) for name in contents}

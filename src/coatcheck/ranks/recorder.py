@@ -26,14 +26,13 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from coatcheck.messages import Arrived
-from coatcheck.ranks.stopwatch import Spent
+from coatcheck.ranks.stopwatch import SECONDS, Spent
 from coatcheck.ranks.trace import Phase, Span, Thread, Trace
 from coatcheck.strategies.base import Strategy
 from coatcheck.strategies.table import carrier_named
 from coatcheck.strategies.timing import Timing
 from coatcheck.wire import nbytes, tensors
 
-SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 BYTES = (1e3, 1e4, 1e5, 1e6, 2.5e6, 5e6, 1e7, 2.5e7, 5e7, 1e8, 2.5e8)
 
 

@@ -14,7 +14,7 @@ import time
 from array import array
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
 from sglang.srt.managers.io_struct import (
@@ -33,6 +33,7 @@ from coatcheck.errors import CoatcheckError, MaterializeError, WireError
 from coatcheck.integrations.sglang.codec import unpack
 from coatcheck.integrations.sglang.gate import Abort, Book, Event, Gate, Park, Pass
 from coatcheck.integrations.sglang.leases import Leases
+from coatcheck.integrations.sglang.metrics import rank_metrics
 from coatcheck.integrations.sglang.records import (
     KEY,
     MARK,
@@ -46,6 +47,7 @@ from coatcheck.integrations.sglang.records import (
     ticket_of,
     write_note,
 )
+from coatcheck.integrations.sglang.support import metrics_wanted
 from coatcheck.messages import Ready, Returned
 from coatcheck.private_socket import PrivateEndpoint
 from coatcheck.ranks.lane import Job, Lane
@@ -75,6 +77,13 @@ _RECEIVER = "sglang.srt.managers.scheduler_components.request_receiver.Scheduler
 _SLEEPER = "sglang.srt.managers.scheduler_components.idle_sleeper.IdleSleeper"
 
 
+class _Prepared(NamedTuple):
+    """What the lane has made of a ticket."""
+
+    inputs: Any  # SGLang's
+    at: float  # time.monotonic()
+
+
 class RankSide:
     """One scheduler's, of one receiver. Its thread calls everything that has no underscore."""
 
@@ -82,7 +91,8 @@ class RankSide:
         parallel = get_parallel()
         self._rank: int = parallel.tp_rank
         self._book = Book(parallel.tp_size, READY_TIMEOUT_S) if self._rank == 0 else None
-        self._gate = Gate[Any, Any](self._rank, self._begin, _admitted, _rejected, self._book)
+        self._gate = Gate[Any, _Prepared](self._rank, self._begin, self._admit, self._reject, self._book)
+        self._metrics = rank_metrics(metrics_wanted(), self._rank)
         self._model = receiver.model_config
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.linger = 0
@@ -99,11 +109,18 @@ class RankSide:
     def receive(self, original: Callable[..., list[Any]], receiver: Any, local_reqs: list[Any] | None) -> list[Any]:
         """In place of the receiver's ``recv_requests``."""
         waiting = self._opened is not None or len(self._gate) > 0  # else there is nothing to tell, in any iteration
-        notes = [AbortReq(rid=MARK, abort_message=write_note(note)) for note in self._outgoing()] if waiting else None
+        notes = None
+        if waiting:
+            self._metrics.start()
+            notes = [AbortReq(rid=MARK, abort_message=write_note(note)) for note in self._outgoing()]
+            self._metrics.stop()
         arrived = original(receiver, [*(local_reqs or []), *notes] if notes else local_reqs)
         if not any(isinstance(one, (AbortReq, *_SINGLE, *_BATCH)) for one in arrived):
             return arrived
-        return self._gate.take(list(self._events(arrived)), time.monotonic())
+        self._metrics.start()
+        through = self._gate.take(self._events(arrived), time.monotonic())
+        self._metrics.stop()
+        return through
 
     def may_sleep(self, poller: zmq.Poller) -> bool:
         """False if there is something to tell the ranks; else the poller wakes when there is."""
@@ -151,7 +168,19 @@ class RankSide:
                 events += map(_event, one.batch)  # SGLang, too, takes it apart, and treats each as if it came alone
             else:
                 events.append(_event(one))
+        for event in events:
+            if isinstance(event, Park):
+                self._metrics.parked(event.rid)
         return events
+
+    def _admit(self, request: Any, prepared: _Prepared) -> Any:
+        self._metrics.left(request.rid, time.monotonic() - prepared.at)
+        request.mm_inputs = prepared.inputs
+        return request
+
+    def _reject(self, request: Any, reason: str) -> Any:
+        self._metrics.left(request.rid)
+        return _rejected(request, reason)
 
     def _open(self, note: Hello | Opened) -> None:
         if isinstance(note, Hello) and self._hello is None:
@@ -197,7 +226,11 @@ class RankSide:
             return
         reason = None
         try:
-            self._gate.park(ticket.request, self._inputs(ticket))
+            start = time.monotonic()
+            inputs = self._inputs(ticket)
+            ready = time.monotonic()
+            self._metrics.materialized(ready - start)
+            self._gate.park(ticket.request, _Prepared(inputs, ready))
         except Exception as error:
             log.exception("rank %d could not prepare the multimodal inputs of request %s", self._rank, ticket.request)
             why = str(error) if isinstance(error, CoatcheckError) else type(error).__name__
@@ -214,11 +247,6 @@ class RankSide:
         if inputs.padded_input_ids is not None:
             inputs.padded_input_ids = array("q", inputs.padded_input_ids)  # which the scheduler would make of it
         return inputs
-
-
-def _admitted(request: Any, inputs: Any) -> Any:
-    request.mm_inputs = inputs
-    return request
 
 
 def _rejected(request: Any, reason: str) -> Any:

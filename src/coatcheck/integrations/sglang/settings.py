@@ -30,8 +30,8 @@ VARIABLES = (
         ARENA_MIB,
         "1024",
         f"whole numbers, 1 to {_MOST_MIB}",
-        "MiB of shared memory for payloads, taken by the first request with an image; a request that finds no room "
-        "takes SGLang's own path",
+        "MiB of shared memory for payloads, taken by the first request to a multimodal model, with an image or not; a "
+        "request that finds no room takes SGLang's own path",
     ),
     Variable(
         SHARE,

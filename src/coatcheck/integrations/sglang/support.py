@@ -65,6 +65,7 @@ SERVED = (
     ("features that are no CPU tensors", "such a request takes SGLang's own path"),
 )
 BROADCAST = "enable_broadcast_mm_inputs_process"
+METRICS = "enable_metrics"
 
 
 def published() -> dict[str, object]:
@@ -78,6 +79,13 @@ def published() -> dict[str, object]:
     arguments = get_server_args().resolved_dict()
     found = {limit.setting: getattr(envs, limit.setting).get() for limit in LIMITS if limit.variable}
     return found | {name: arguments[name] for name in (*(w.setting for w in LIMITS if not w.variable), BROADCAST)}
+
+
+def metrics_wanted() -> bool:
+    """SGLang measures itself, and has prepared this process for it. Raises as ``published``."""
+    from sglang.srt.runtime_context import get_observability
+
+    return bool(getattr(get_observability(), METRICS))
 
 
 def obstacles(settings: Mapping[str, object]) -> list[str]:

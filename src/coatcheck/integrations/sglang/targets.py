@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coatcheck.findings import Finding
-from coatcheck.integrations.sglang.support import BROADCAST, LIMITS
+from coatcheck.integrations.sglang.support import BROADCAST, LIMITS, METRICS
 
 VERSIONS = ("0.5.23",)  # tested with; a local part ("+cu130") is not looked at
 _MANAGERS = "sglang.srt.managers"
@@ -57,6 +57,7 @@ CALLED = (
     Function(f"{_MANAGERS}.tokenizer_manager.TokenizerManager._dispatch_to_scheduler", "(self, obj)"),
     Function("sglang.srt.plugins.hook_registry.HookRegistry.register", "(target, hook, hook_type=..., *, source=...)"),
     Function("sglang.srt.runtime_context.get_server_args", "()"),
+    Function("sglang.srt.runtime_context.get_observability", "()"),
     Function("sglang.srt.server_args.ServerArgs.resolved_dict", "(self)"),
 )  # fmt: skip
 # Records whose every field the plugin has to know, since it takes them apart and puts them together again.
@@ -210,7 +211,7 @@ def _settings() -> Finding:
     from sglang.srt.server_args import ServerArgs
 
     arguments = [limit.setting for limit in LIMITS if not limit.variable]
-    gone = [name for name in (*arguments, BROADCAST) if not hasattr(ServerArgs, name)]
+    gone = [name for name in (*arguments, BROADCAST, METRICS) if not hasattr(ServerArgs, name)]
     gone += [limit.setting for limit in LIMITS if limit.variable and not hasattr(envs, limit.setting)]
     if gone:
         return Finding("SGLang's settings", f"there is no {', '.join(gone)}", _ANOTHER, "failed")

@@ -23,7 +23,9 @@ from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem, Mul
 from coatcheck.errors import ArenaError, ConfigError
 from coatcheck.integrations.sglang.codec import Packed, Packer, Unpackable
 from coatcheck.integrations.sglang.front import Front
+from coatcheck.integrations.sglang.metrics import WRITE_S, FrontMetrics, NoFrontMetrics, Way
 from coatcheck.integrations.sglang.records import KEY, MARK, Ticket, write_note
+from coatcheck.integrations.sglang.support import metrics_wanted
 from coatcheck.wire import encode
 
 log = logging.getLogger(__name__)
@@ -52,7 +54,8 @@ class Desk:
     def __init__(self, manager: Any, settings: Settings) -> None:
         self._manager, self._settings = manager, settings
         self.front: Front | None = None
-        self.counts = Counter[str]()  # requests with inputs, by how they went: carried, or why not
+        self.counts = Counter[Way]()  # requests with inputs, by how they went: carried, or why not
+        self._metrics = FrontMetrics() if metrics_wanted() else NoFrontMetrics()
         self.opening = asyncio.get_running_loop().create_task(self._open())
 
     async def _open(self) -> None:
@@ -63,6 +66,13 @@ class Desk:
             log.warning("coatcheck stands aside, and SGLang works as without it: %s", error)
             return
         self._manager._dispatch_to_scheduler(AbortReq(rid=MARK, abort_message=write_note(self.front.hello)))
+        if self._metrics.on:
+            self._showing = asyncio.get_running_loop().create_task(self._show(self.front))
+
+    async def _show(self, front: Front) -> None:
+        while True:
+            self._metrics.arena(front.statistics())
+            await asyncio.sleep(WRITE_S)
 
     async def check_in(self, request: Any) -> tuple[Any, Ticket | None]:
         """The request as it is to be sent, and its ticket; the request itself and None if it goes SGLang's own way."""
@@ -81,15 +91,19 @@ class Desk:
         except Unpackable as error:
             log.debug("request %s takes SGLang's own way: %s", request.rid, error)
             return self._aside(request, "not packable")
-        self.counts["carried"] += 1
+        self._went("carried")
         item = MultimodalDataItem(modality=Modality.IMAGE, model_specific_data={KEY: encode(ticket)})
         request = copy.copy(request)
         request.mm_inputs = MultimodalProcessorOutput(mm_items=[item])
         return request, ticket
 
-    def _aside(self, request: Any, why: str) -> tuple[Any, None]:
-        self.counts[why] += 1
+    def _aside(self, request: Any, why: Way) -> tuple[Any, None]:
+        self._went(why)
         return request, None
+
+    def _went(self, way: Way) -> None:
+        self.counts[way] += 1
+        self._metrics.went(way)
 
     async def send(self, requests: Sequence[Any], send: Callable[[list[Any]], Awaitable[None]]) -> None:
         """Checks in what can be, and sends all."""

@@ -1,0 +1,81 @@
+"""What the SGLang plugin's metrics cost its threads: ``python -m benchmarks.sglang_recording``. Needs no SGLang.
+
+Values are written as SGLang has it, into prometheus_client's files. Beside each figure the same calls with metrics off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from functools import partial
+
+from coatcheck.arena import Arena
+from coatcheck.integrations.sglang.metrics import FrontMetrics, NoFrontMetrics, NoRankMetrics, RankMetrics
+
+TIMES = 5_000
+ARENA = 1 << 20
+
+
+def look(rank: NoRankMetrics) -> None:
+    """A call of ``recv_requests`` while somebody is parked."""
+    rank.start()
+    rank.stop()
+
+
+def request(rank: NoRankMetrics) -> None:
+    """What one request adds on the scheduler's thread: it is parked in one call, and admitted in another."""
+    rank.start()
+    rank.parked("a")
+    rank.stop()
+    rank.start()
+    rank.left("a", 0.001)
+    rank.stop()
+
+
+def request_and_write(rank: RankMetrics) -> None:
+    """The same, and what it leaves to the thread that writes."""
+    request(rank)
+    rank.write()
+
+
+def materialize(rank: NoRankMetrics) -> None:
+    """One request, in the lane."""
+    rank.materialized(0.001)
+
+
+def send(front: NoFrontMetrics) -> None:
+    """One request, on the event loop."""
+    front.went("carried")
+
+
+def show(arena: Arena, front: NoFrontMetrics) -> None:
+    """On the event loop, each second in which the arena was used."""
+    arena.cancel(arena.reserve(1))
+    front.arena(arena.statistics())
+
+
+def main() -> None:
+    """Command line."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory  # before prometheus_client is imported, which is next
+        from benchmarks.recording import microseconds
+
+        rank, front, arena = RankMetrics(0), FrontMetrics(), Arena(ARENA)
+        off, off_front = NoRankMetrics(), NoFrontMetrics()
+        rank.parked("another")
+        for what, on, without in (
+            ("scheduler's thread, a request", partial(request, rank), partial(request, off)),
+            ("scheduler's thread, a call while one is parked", partial(look, rank), partial(look, off)),
+            ("both, and the thread that writes", partial(request_and_write, rank), partial(request, off)),
+            ("lane, a request", partial(materialize, rank), partial(materialize, off)),
+            ("event loop, a request", partial(send, front), partial(send, off_front)),
+            ("event loop, the arena once a second", partial(show, arena, front), partial(show, arena, off_front)),
+        ):
+            print(f"{what:48} {microseconds(on, TIMES):6.2f} us, off {microseconds(without, TIMES):6.2f} us")
+        arena.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""What the plugin measures of itself, in SGLang's own ``/metrics``; named as our engine's where it is the same.
+
+SGLang has prometheus_client's multiprocess mode: every process writes to files of its own, which whoever is asked for
+``/metrics`` adds up. prometheus_client takes or leaves that mode when it is first imported, by a variable that SGLang
+sets after it has loaded its plugins. So it is imported here when metrics are made and wanted, and not before.
+
+Writing one observation takes 4 us: a scheduler's thread leaves that to another, which writes once a second.
+
+Costs: ``python -m benchmarks.sglang_recording``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Literal, get_args
+
+from coatcheck.process import set_name
+from coatcheck.ranks.stopwatch import SECONDS
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry, Histogram
+
+    from coatcheck.arena import ArenaStatistics
+
+STRATEGY = "handle-background"  # what the plugin does, in our engine's words
+WRITE_S = 1.0  # between writes of what is not written at once
+STATES = ("reserved", "in_use", "quarantined", "cached", "free")
+Way = Literal["carried", "not in the share", "not attached", "no room", "not packable"]  # a request with inputs went
+
+
+class NoFrontMetrics:
+    """The tokenizer's, where metrics are off."""
+
+    on = False
+
+    def went(self, way: Way) -> None:
+        """A request with inputs was sent on."""
+
+    def arena(self, statistics: ArenaStatistics) -> None:
+        """A snapshot, to be shown until the next."""
+
+
+class FrontMetrics(NoFrontMetrics):
+    """The tokenizer's. To be made after SGLang has prepared for metrics.
+
+    ``registry``: None for SGLang, which reads the files; a second server of one process may use the names again.
+    """
+
+    on = True
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        from prometheus_client import Counter, Gauge
+
+        requests = Counter(
+            "coatcheck_sglang_requests", "Requests with inputs, by their way", ["way"], registry=registry
+        )
+        self._requests = {way: requests.labels(way) for way in get_args(Way)}  # from 0 on, so that rates are right
+        self._bytes, self._high_water = (
+            Gauge(f"coatcheck_arena_{name}", text, labels, registry=registry, multiprocess_mode="mostrecent")
+            for name, text, labels in (
+                ("bytes", "Bytes of the arena by state", ["state"]),
+                ("high_water_bytes", "Most bytes reserved, in use or quarantined at once", []),
+            )
+        )
+        self._reservations = Counter("coatcheck_arena_reservations", "Blocks reserved", registry=registry)
+        self._hits = Counter("coatcheck_arena_hits", "Payloads whose content was there already", registry=registry)
+        self._shown: ArenaStatistics | None = None
+
+    def went(self, way: Way) -> None:
+        """Counts it."""
+        self._requests[way].inc()
+
+    def arena(self, statistics: ArenaStatistics) -> None:
+        """Writes what is new since the last."""
+        shown = self._shown
+        if statistics == shown:
+            return
+        for state in STATES:
+            self._bytes.labels(state).set(getattr(statistics, state))
+        self._high_water.set(statistics.high_water)
+        self._reservations.inc(statistics.reservations - (shown.reservations if shown else 0))
+        self._hits.inc(statistics.hits - (shown.hits if shown else 0))
+        self._shown = statistics
+
+
+class NoRankMetrics:
+    """A rank's, where metrics are off."""
+
+    def start(self) -> None:
+        """The plugin's part of ``recv_requests`` begins, or goes on."""
+
+    def stop(self) -> None:
+        """It ends, or SGLang's begins."""
+
+    def parked(self, rid: str) -> None:
+        """A request waits from here on. Between start and stop."""
+
+    def left(self, rid: str, waited_s: float | None = None) -> None:
+        """It does not any more; ``waited_s``: since its inputs were ready here, if it is admitted. Likewise."""
+
+    def materialized(self, seconds: float) -> None:
+        """Inputs were made. On the lane's thread."""
+
+
+class RankMetrics(NoRankMetrics):
+    """A rank's. To be made after SGLang has prepared for metrics; ``registry`` as in FrontMetrics.
+
+    A request's *stall* is the plugin's part of ``recv_requests``, on the scheduler's thread, from the call that parks
+    the request to the one that hands it on; what SGLang's own part takes is not in it. Of several that are parked each
+    has an equal share, so that all stalls add up to the scheduler's time lost. Observed when the request leaves.
+    """
+
+    def __init__(self, rank: int, registry: CollectorRegistry | None = None) -> None:
+        from prometheus_client import Histogram
+
+        def histogram(name: str, text: str) -> Histogram:
+            labels = {"strategy": STRATEGY, "rank": str(rank)}
+            made = Histogram(f"coatcheck_{name}", text, labels, buckets=SECONDS, registry=registry)
+            return made.labels(**labels)
+
+        self._stall = histogram("stall_seconds", "Scheduler's thread, by request: wall")
+        self._stall_cpu = histogram("stall_cpu_seconds", "Scheduler's thread, by request: CPU")
+        self._materialize = histogram("materialize_seconds", "Arrived to inputs, by request")
+        self._wait = histogram("admission_wait_seconds", "Ready on this rank to admitted")
+        self._began = 0.0, 0.0
+        self._unwritten: deque[tuple[float, float, float | None]] = deque()  # stalls, wall and CPU, and the wait
+        # The share of one that has been parked from the beginning: another's is what was added while it was.
+        self._wall = self._cpu = 0.0
+        self._since: dict[str, tuple[float, float]] = {}  # of those parked, by the engine's name: the share by then
+        self._leaving: list[tuple[float, float, float | None]] = []  # that, and how long it waited
+
+    def start(self) -> None:
+        """The clocks run."""
+        self._began = time.monotonic(), time.thread_time()
+
+    def stop(self) -> None:
+        """They stand."""
+        present = len(self._since) + len(self._leaving)
+        if not present:
+            return
+        wall, cpu = self._began
+        self._wall += (time.monotonic() - wall) / present
+        self._cpu += (time.thread_time() - cpu) / present
+        for wall, cpu, waited_s in self._leaving:
+            self._unwritten.append((self._wall - wall, self._cpu - cpu, waited_s))
+        self._leaving.clear()
+
+    def parked(self, rid: str) -> None:
+        """Has a share from this call on."""
+        self._since[rid] = self._wall, self._cpu
+
+    def left(self, rid: str, waited_s: float | None = None) -> None:
+        """Has a share of this call still. One that was never parked is nobody's."""
+        since = self._since.pop(rid, None)
+        if since is not None:
+            self._leaving.append((*since, waited_s))
+
+    def materialized(self, seconds: float) -> None:
+        """Observed as it is."""
+        self._materialize.observe(seconds)
+
+    def write(self) -> None:
+        """What the scheduler's thread has left to be written. On one thread, any."""
+        while self._unwritten:
+            wall, cpu, waited_s = self._unwritten.popleft()
+            self._stall.observe(wall)
+            self._stall_cpu.observe(cpu)
+            if waited_s is not None:
+                self._wait.observe(waited_s)
+
+
+def rank_metrics(wanted: bool, rank: int) -> NoRankMetrics:
+    """With a thread that writes them until the process ends."""
+    if not wanted:
+        return NoRankMetrics()
+    metrics = RankMetrics(rank)
+    threading.Thread(target=_keep_writing, args=[metrics], name="coatcheck-metrics", daemon=True).start()
+    return metrics
+
+
+def _keep_writing(metrics: RankMetrics) -> None:
+    set_name("coatcheck-metrics")
+    while True:
+        metrics.write()
+        time.sleep(WRITE_S)

@@ -1,0 +1,197 @@
+"""What the plugin measures: its sums, and that they come together from several processes as SGLang reads them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from coatcheck.arena import Arena
+from coatcheck.integrations.sglang import metrics, support
+from coatcheck.integrations.sglang.metrics import STATES, FrontMetrics, RankMetrics
+
+LABELS = {"strategy": "handle-background", "rank": "1"}
+
+
+class Clock:
+    """Stands for ``time``; a thread computes half of the time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def thread_time(self) -> float:
+        return self.now / 2
+
+
+class Measured:
+    """A rank's metrics by a clock that does not run by itself."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.registry = CollectorRegistry()
+        self.clock = Clock()
+        patch.setattr(metrics, "time", self.clock)
+        self.rank = RankMetrics(1, self.registry)
+
+    def call(self, seconds: float, parked: str = "", left: str = "", waited_s: float | None = None) -> None:
+        """One of ``recv_requests``, of which the plugin's part takes that long. A letter is a request."""
+        self.rank.start()
+        for rid in parked:
+            self.rank.parked(rid)
+        self.clock.now += seconds
+        for rid in left:
+            self.rank.left(rid, waited_s)
+        self.rank.stop()
+        self.clock.now += 7  # SGLang's
+
+    def of(self, name: str) -> tuple[float | None, Any]:
+        """How many were observed, and their sum."""
+        self.rank.write()
+        read = self.registry.get_sample_value
+        return read(f"coatcheck_{name}_count", LABELS), read(f"coatcheck_{name}_sum", LABELS)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
+    return Measured(monkeypatch)
+
+
+def test_a_request_s_stall_is_what_the_plugin_s_part_of_its_calls_takes(measured: Measured) -> None:
+    measured.call(5)  # nobody is parked
+    measured.call(1, parked="a")
+    measured.call(2)
+    assert measured.of("stall_seconds") == (0, 0)
+    measured.call(4, left="a", waited_s=3)
+    measured.call(5)
+    assert measured.of("stall_seconds") == (1, 7)
+    assert measured.of("stall_cpu_seconds") == (1, 3.5)
+    assert measured.of("admission_wait_seconds") == (1, 3)
+
+
+def test_requests_that_are_parked_at_once_share_a_call(measured: Measured) -> None:
+    measured.call(2, parked="ab")
+    measured.call(3, parked="c", left="a")  # of which each has a third
+    assert measured.of("stall_seconds") == (1, 2)
+    measured.call(2, left="bc")
+    assert measured.of("stall_seconds") == (3, 2 + 3 + 2)
+
+
+def test_who_is_rejected_was_stalled_but_not_admitted(measured: Measured) -> None:
+    measured.call(1, parked="a")
+    measured.call(1, left="a")
+    assert measured.of("stall_seconds") == (1, 2)
+    assert measured.of("admission_wait_seconds") == (0, 0)
+
+
+def test_who_was_never_parked_is_not_observed(measured: Measured) -> None:
+    measured.call(1, left="a")
+    assert measured.of("stall_seconds") == (0, 0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.sets(st.sampled_from("abcdef")), st.sets(st.sampled_from("abcdef")))),
+)
+def test_stalls_add_up_to_the_time_of_the_calls_in_which_somebody_was_parked(
+    calls: list[tuple[int, set[str], set[str]]],
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        measured = Measured(patch)
+        present: set[str] = set()
+        spent, requests = 0, 0
+        for seconds, some, others in [*calls, (1, set(), set("abcdef"))]:
+            parked = some - present
+            present |= parked
+            requests += len(parked)
+            spent += seconds if present else 0
+            measured.call(seconds, "".join(sorted(parked)), "".join(sorted(present & others)))
+            present -= others
+    assert measured.of("stall_seconds") == (requests, pytest.approx(spent))
+
+
+def test_the_arena_is_shown_as_it_is_and_its_counts_once() -> None:
+    registry = CollectorRegistry()
+    front = FrontMetrics(registry)
+    arena = Arena(1 << 20)
+    try:
+        for request in "ab":
+            block = arena.find(request, b"d" * 32) or arena.reserve(5000)
+            if request == "a":
+                arena.commit(request, block, 5000, b"d" * 32)
+            front.arena(arena.statistics())
+            front.arena(arena.statistics())
+        statistics = arena.statistics()
+    finally:
+        arena.close()
+    read = registry.get_sample_value
+    shown = {state: read("coatcheck_arena_bytes", {"state": state}) for state in STATES}
+    assert shown == {state: getattr(statistics, state) for state in STATES}
+    assert shown["in_use"]
+    assert read("coatcheck_arena_high_water_bytes") == statistics.high_water
+    assert read("coatcheck_arena_reservations_total") == statistics.reservations == 1
+    assert read("coatcheck_arena_hits_total") == statistics.hits == 1
+
+
+PROCESS = """
+import sys, time
+from coatcheck.integrations.sglang import codec, front, gate, leases, plugin, records, rollcall, support, targets
+from coatcheck.integrations.sglang.metrics import FrontMetrics, rank_metrics
+from coatcheck.ranks import lane
+assert "prometheus_client" not in sys.modules, "imported before SGLang has prepared for it"
+
+import os
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv[1]
+if sys.argv[2] == "front":
+    metrics = FrontMetrics()
+    metrics.went("carried")
+    metrics.went("carried")
+    metrics.arena(front.Front(1 << 20, 2).statistics())
+    os._exit(0)  # as a server that is killed: what was measured has been written
+metrics = rank_metrics(True, int(sys.argv[2]))
+for rid in ["a", "b"]:
+    metrics.start()
+    metrics.parked(rid)
+    metrics.left(rid, 0.5)
+    metrics.stop()
+    metrics.materialized(0.25)
+time.sleep(1.5)  # until the thread has written
+os._exit(0)
+"""
+
+
+def test_processes_measure_into_sglang_s_page(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
+    for role in ("front", "0", "1"):
+        command = [sys.executable, "-c", PROCESS, str(tmp_path), role]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(tmp_path))  # type: ignore[no-untyped-call]
+    read = registry.get_sample_value
+    assert read("coatcheck_sglang_requests_total", {"way": "carried"}) == 2
+    assert read("coatcheck_sglang_requests_total", {"way": "no room"}) == 0
+    assert read("coatcheck_arena_bytes", {"state": "free"}) == 1 << 20
+    assert read("coatcheck_arena_bytes", {"state": "in_use"}) == 0
+    for rank in "01":
+        labels = LABELS | {"rank": rank}
+        for name in ("stall_seconds", "stall_cpu_seconds", "materialize_seconds", "admission_wait_seconds"):
+            assert read(f"coatcheck_{name}_count", labels) == 2, name
+        assert read("coatcheck_materialize_seconds_sum", labels) == 0.5
+        assert read("coatcheck_admission_wait_seconds_sum", labels) == 1
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_sglang_says_whether_metrics_are_wanted(fake_sglang: pytest.MonkeyPatch, wanted: bool) -> None:
+    context = sys.modules["sglang.srt.runtime_context"]
+    fake_sglang.setattr(context, "get_observability", lambda: SimpleNamespace(enable_metrics=wanted))
+    assert support.metrics_wanted() is wanted
