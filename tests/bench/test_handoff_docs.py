@@ -7,11 +7,13 @@ import pytest
 from benchmarks.handoff import (
     DOCUMENT,
     F32,
+    FIGURES,
     RUNS,
     Goal,
     claims,
     disputed,
     entry,
+    figures,
     find,
     goal_table,
     ordering_table,
@@ -26,6 +28,7 @@ from coatcheck.bench.handoff.result import HandoffReport, HandoffRun, Quantiles,
 def test_the_tables_are_those_of_the_data() -> None:
     text = DOCUMENT.read_text()
     assert with_tables(text, read()) == text
+    assert FIGURES.read_text() == figures(read())
 
 
 @pytest.mark.parametrize("name", RUNS)
