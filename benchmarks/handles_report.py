@@ -45,6 +45,7 @@ def with_tables(text: str, reports: dict[str, Report]) -> str:
         "throughput": _compared(whole, lambda run, base: f"{spread(run.qps, run.qps_interval)} ({_times(run, base)})"),
         "stall": _compared(whole, stalls),
         "size": _by_size(reports),
+        "numpy": _by_size(reports, "-16cores"),
         "steps": _steps(reports),
     }
     for name, table in made.items():
@@ -105,14 +106,20 @@ def _cpu(of: StallQuantiles | None) -> float:
     return of.cpu_p50 if of is not None else float("nan")
 
 
-def _by_size(reports: dict[str, Report]) -> str:
-    """CPU time of the scheduler's thread, entry / follower, wide payloads by handle, and text as long."""
+def _by_size(reports: dict[str, Report], machine: str = "") -> str:
+    """CPU time of the scheduler's thread, entry / follower, wide payloads by handle, and text as long if measured."""
     rows = []
     for tp in sorted({report.runs[0].tp for report in reports.values()}):
         for name, size in WORKLOADS.items():
-            runs = [*reports[f"{name}-text-tp{tp}"].runs, *reports[f"{name}-wide-tp{tp}"].runs]
-            figures = [f"{number(_cpu(run.stall_ms.entry))} / {number(_cpu(run.stall_ms.follower))}" for run in runs]
-            rows.append([size, str(tp), str(runs[-1].prompt_tokens), *figures])
+            text, wide = (reports.get(f"{name}-{kind}-tp{tp}{machine}") for kind in ("text", "wide"))
+            if wide is None:
+                continue
+            figures = [
+                f"{number(_cpu(run.stall_ms.entry))} / {number(_cpu(run.stall_ms.follower))}"
+                for run in (*(text.runs if text is not None else ()), *wide.runs)
+            ]
+            missing = [] if text is not None else ["–"]
+            rows.append([size, str(tp), str(wide.runs[-1].prompt_tokens), *missing, *figures])
     return _table(["payload", "ranks", "tokens", "text as long", "handle-inline", "handle-background", "auto"], rows)
 
 
