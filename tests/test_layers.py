@@ -14,7 +14,7 @@ import coatcheck
 PACKAGE = Path(coatcheck.__file__).parent
 
 # A stage imports these, itself, and the interface of its neighbour; only the launcher (and what starts it) sees all.
-COMMON = {"errors", "messages", "wire", "process", "private_socket", "pixels", "findings"}
+COMMON = {"errors", "messages", "wire", "process", "private_socket", "pixels", "findings", "views"}
 NEIGHBOURS = {
     "frontend": {"arena", "strategies"},  # of strategies the names only, see below
     "strategies": set(),

@@ -13,7 +13,6 @@ takes 0.45 ms of CPU for an image of 25 MB, with torch's operators 0.88 (2 cores
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,6 +25,7 @@ from coatcheck.errors import MaterializeError, WireError
 from coatcheck.messages import Arrived, Handle, Item, Tensor
 from coatcheck.pixels import PixelTable
 from coatcheck.strategies.inputs import MultimodalInputs, MultimodalItem
+from coatcheck.views import tensor_view
 from coatcheck.wire import Buffer, check_frames
 
 PAD_SHIFT = 1_000_000  # pad values start above every vocabulary; SGLang 0.5.23: MM_PAD_SHIFT_VALUE
@@ -54,21 +54,8 @@ def no_arena(handle: Handle) -> Buffer:
 
 
 def tensor_over(payload: Buffer, pixels: Tensor | Handle) -> torch.Tensor:
-    """Pixels over the payload, without a copy. Valid as long as the payload is."""
-    return torch.frombuffer(payload, dtype=DTYPES[pixels.dtype]).view(pixels.shape)
-
-
-def _silence() -> None:
-    """torch warns, once in a process, that writing through a tensor over read-only memory is undefined.
-
-    Nobody writes: pixels are read-only by contract (MultimodalItem), and a model that needs to write clones.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.frombuffer(bytes(1), dtype=torch.uint8)
-
-
-_silence()
+    """Over the payload, without a copy; read-only by contract (MultimodalItem). Valid as long as the payload is."""
+    return tensor_view(payload, DTYPES[pixels.dtype]).view(pixels.shape)
 
 
 def is_valid(item: Item) -> bool:

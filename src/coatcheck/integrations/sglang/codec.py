@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ import torch
 from blake3 import blake3
 
 from coatcheck.errors import MaterializeError
+from coatcheck.views import tensor_view
 
 ALIGN = 64  # bytes: a cache line, and more than any element's size
 _LENGTH = 8  # bytes that say how long the table is, little-endian
@@ -47,13 +47,6 @@ ALLOWED = frozenset(
 )
 
 
-with warnings.catch_warnings():
-    # torch warns, once in a process, that writing through a tensor over read-only memory is undefined. What stays lent
-    # is not written to. Now, because the filters are the whole process's, and tensors are laid out on a thread.
-    warnings.simplefilter("ignore")
-    torch.frombuffer(bytes(1), dtype=torch.uint8)
-
-
 class Unpackable(Exception):
     """The object holds something that does not travel this way."""
 
@@ -65,7 +58,7 @@ def _tensor(dtype: str, shape: tuple[int, ...], lent: bool, data: Any) -> torch.
         raise MaterializeError(f"{dtype!r} is no type of tensor")
     if 0 in shape:
         return torch.empty(shape, dtype=kind)
-    flat = torch.frombuffer(data, dtype=kind)
+    flat = tensor_view(data, kind)
     return (flat if lent else flat.clone()).view(shape)
 
 
