@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 from array import array
 from collections import OrderedDict
 from typing import Any
@@ -142,3 +144,22 @@ def test_a_pickle_that_names_something_else_is_refused(evil: Any) -> None:
 def test_a_block_that_ends_early_is_refused(length: int) -> None:
     with pytest.raises(MaterializeError):
         unpack(block_of(Packer().pack([torch.ones(9)]))[:length], lend=True)
+
+
+CYCLE = """
+import gc, torch
+from coatcheck.integrations.sglang.codec import Packer
+gc.disable()
+for _ in range(20):
+    packer = Packer()
+    packed = packer.pack([torch.ones(1), torch.zeros(100)])
+    cycle = [packer, packed]
+    cycle.append(cycle)
+    del cycle, packed, packer
+    assert gc.collect()
+"""
+
+
+def test_what_is_packed_may_be_collected_in_a_cycle() -> None:
+    done = subprocess.run([sys.executable, "-c", CYCLE], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

@@ -4,6 +4,9 @@ A block: 8 bytes, the length of a table; the table (msgpack: the length of each 
 ``ALIGN`` bytes. The first part is a pickle (protocol 5) of the object with the data of its tensors and arrays taken
 out of band; those are the other parts.
 
+Bytes are held as numpy arrays, which the garbage collector does not look into: Python 3.11 crashes when it collects a
+cycle, a frame of a cancelled task say, that holds a memoryview of a memoryview.
+
 Pickles name classes, so both sides know the few that there may be: what is packed from anything else is
 :class:`Unpackable`, and the engine's own way is left to it; what is unpacked from anything else is refused.
 """
@@ -20,6 +23,7 @@ import msgspec
 import numpy as np
 import torch
 from blake3 import blake3
+from numpy.typing import NDArray
 
 from coatcheck.errors import MaterializeError
 from coatcheck.views import tensor_view
@@ -47,6 +51,9 @@ ALLOWED = frozenset(
 )
 
 
+Row = NDArray[np.uint8]  # (bytes,)
+
+
 class Unpackable(Exception):
     """The object holds something that does not travel this way."""
 
@@ -68,20 +75,20 @@ class Packed:
 
     nbytes: int
     digest: bytes
-    _parts: tuple[tuple[int, memoryview], ...]  # (start, bytes)
+    _parts: tuple[tuple[int, Row], ...]  # (start, bytes)
 
     def write(self, room: memoryview) -> None:
         """Copies it to the start of ``room``, without the interpreter's lock. What is between parts is not written."""
-        for start, data in self._parts:
-            if data.nbytes:
-                np.copyto(np.frombuffer(room, np.uint8, data.nbytes, start), np.frombuffer(data, np.uint8))
+        for start, row in self._parts:
+            if row.nbytes:
+                np.copyto(np.frombuffer(room, np.uint8, row.nbytes, start), row)
 
 
 class Packer:
     """Packs one object. Keeps what it has laid flat and hashed, so that nothing is copied or hashed twice."""
 
     def __init__(self) -> None:
-        self._flat: dict[int, tuple[torch.Tensor, memoryview]] = {}  # by the tensor's id, which its entry keeps alive
+        self._flat: dict[int, tuple[torch.Tensor, Row]] = {}  # by the tensor's id, which its entry keeps alive
         self._digests: dict[tuple[int, int], bytes] = {}  # by address and length
 
     def digest(self, tensor: torch.Tensor) -> bytes:
@@ -96,16 +103,16 @@ class Packer:
             _Pickler(file, buffers, self.flat, {id(tensor) for tensor in lent}).dump(thing)
         except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
             raise Unpackable(str(error)) from error
-        parts = [file.getbuffer(), *(buffer.raw() for buffer in buffers)]
+        parts = [_row(file.getvalue()), *(_row(buffer.raw()) for buffer in buffers)]
         table = msgspec.msgpack.encode([part.nbytes for part in parts])
-        head = memoryview(len(table).to_bytes(_LENGTH, "little") + table)
+        head = _row(len(table).to_bytes(_LENGTH, "little") + table)
         *starts, end = _starts(head.nbytes, [part.nbytes for part in parts])
-        digest = blake3(head)
+        digest = blake3(head.data)
         for part in parts:
             digest.update(self._hash(part))
         return Packed(end, digest.digest(), ((0, head), *zip(starts, parts, strict=True)))
 
-    def flat(self, tensor: torch.Tensor) -> memoryview:
+    def flat(self, tensor: torch.Tensor) -> Row:
         """Its values as bytes, laid in a row where they are not. Raises Unpackable."""
         if id(tensor) not in self._flat:
             if type(tensor) is not torch.Tensor or tensor.device.type != "cpu" or tensor.layout != torch.strided:
@@ -113,16 +120,20 @@ class Packer:
             if tensor.requires_grad or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
                 raise Unpackable("a tensor that is more than its values")
             flat = tensor.contiguous().view(-1).view(torch.uint8)
-            self._flat[id(tensor)] = tensor, flat.numpy().data
+            self._flat[id(tensor)] = tensor, flat.numpy()
         return self._flat[id(tensor)][1]
 
-    def _hash(self, data: memoryview) -> bytes:
-        if not data.nbytes:
+    def _hash(self, row: Row) -> bytes:
+        if not row.nbytes:
             return b""
-        place = (np.frombuffer(data, np.uint8).ctypes.data, data.nbytes)
+        place = (row.ctypes.data, row.nbytes)
         if place not in self._digests:
-            self._digests[place] = blake3(data).digest()
+            self._digests[place] = blake3(row.data).digest()
         return self._digests[place]
+
+
+def _row(data: bytes | memoryview) -> Row:
+    return np.frombuffer(data, np.uint8) if len(data) else np.empty(0, np.uint8)
 
 
 class _Pickler(pickle.Pickler):
@@ -130,7 +141,7 @@ class _Pickler(pickle.Pickler):
         self,
         file: io.BytesIO,
         buffers: list[pickle.PickleBuffer],
-        flat: Callable[[torch.Tensor], memoryview],
+        flat: Callable[[torch.Tensor], Row],
         lent: set[int],
     ) -> None:
         super().__init__(file, 5, buffer_callback=buffers.append)
@@ -139,7 +150,7 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, one: Any) -> Any:
         """Called for what has no opcode of its own; NotImplemented: as the object itself says."""
         if isinstance(one, torch.Tensor):
-            data = pickle.PickleBuffer(self._flat(one))
+            data = pickle.PickleBuffer(self._flat(one))  # type: ignore[arg-type]  # numpy's stubs know no Buffer in 3.11
             return _tensor, (str(one.dtype).removeprefix("torch."), tuple(one.shape), id(one) in self._lent, data)
         if isinstance(one, type) or callable(one):
             name = getattr(one, "__module__", None), getattr(one, "__qualname__", None)
