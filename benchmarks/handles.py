@@ -21,6 +21,10 @@ WORKLOADS = {  # name: options; requests of a round at 16 and at 100 at once
     "images": (("--image", "1024x1024", "--images-per-request", "4", "--arena-mib", "2048"), ("32", "100")),
     "video": (("--video", "made"), ("48", "100")),
 }
+SMALL = {  # as many handles as the large ones have, and few bytes
+    "small": ("--image", "224x224"),
+    "smalls": ("--image", "224x224", "--images-per-request", "4"),
+}
 TOO_LARGE = ("images", 4, 100)  # wide: more than the 24 GiB of the machine with two cores
 HANDLES = ("--strategies", "handle-inline,handle-background,auto")
 WIDE = ("object-inline", "object-background", "dict-inline", "dict-background")
@@ -28,12 +32,11 @@ WIDE = ("object-inline", "object-background", "dict-inline", "dict-background")
 
 def cases() -> Iterator[Case]:
     """Short ones first: handles alone, wide and compact, against text as long; then all strategies."""
-    small = ("--image", "224x224")
     for tp in (2, 4):
         base = (*NULL, "--tp", str(tp), "--requests", "64", "--rounds", "5")
-        for name, tokens in (("small", 82), ("image", 1387), ("images", 5500)):
+        for name, tokens in (("small", 82), ("smalls", 280), ("image", 1387), ("images", 5500)):
             text = ("--strategies", "handle-background", "--images-per-request", "0", "--text-tokens", str(tokens))
-            image = small if name == "small" else WORKLOADS[name][0]
+            image = SMALL[name] if name in SMALL else WORKLOADS[name][0]
             yield Case(f"{name}-text-tp{tp}", (*base, *text))
             yield Case(f"{name}-wide-tp{tp}", (*base, *HANDLES, *image, "--pixels", "float32"))
     step = (*NULL, "--step-ms", "20", "--rounds", "3", "--strategies", "all")

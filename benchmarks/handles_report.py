@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -28,7 +29,12 @@ COLOURS = {
     "handle-background": GREY,
     "auto": BLACK,
 }
-WORKLOADS = {"small": "224x224, 1.2 MB", "image": "1024x1024, 25.8 MB", "images": "4 of 1024x1024, 103 MB"}
+WORKLOADS = {
+    "small": "224x224, 1.2 MB",
+    "smalls": "4 of 224x224, 4.8 MB",
+    "image": "1024x1024, 25.8 MB",
+    "images": "4 of 1024x1024, 103 MB",
+}
 
 
 def write(directory: Path) -> None:
@@ -45,7 +51,6 @@ def with_tables(text: str, reports: dict[str, Report]) -> str:
         "throughput": _compared(whole, lambda run, base: f"{spread(run.qps, run.qps_interval)} ({_times(run, base)})"),
         "stall": _compared(whole, stalls),
         "size": _by_size(reports),
-        "numpy": _by_size(reports, "-16cores"),
         "steps": _steps(reports),
     }
     for name, table in made.items():
@@ -106,21 +111,22 @@ def _cpu(of: StallQuantiles | None) -> float:
     return of.cpu_p50 if of is not None else float("nan")
 
 
-def _by_size(reports: dict[str, Report], machine: str = "") -> str:
+def _by_size(reports: dict[str, Report]) -> str:
     """CPU time of the scheduler's thread, entry / follower, wide payloads by handle, and text as long if measured."""
     rows = []
-    for tp in sorted({report.runs[0].tp for report in reports.values()}):
-        for name, size in WORKLOADS.items():
-            text, wide = (reports.get(f"{name}-{kind}-tp{tp}{machine}") for kind in ("text", "wide"))
-            if wide is None:
-                continue
-            figures = [
-                f"{number(_cpu(run.stall_ms.entry))} / {number(_cpu(run.stall_ms.follower))}"
-                for run in (*(text.runs if text is not None else ()), *wide.runs)
-            ]
-            missing = [] if text is not None else ["–"]
-            rows.append([size, str(tp), str(wide.runs[-1].prompt_tokens), *missing, *figures])
-    return _table(["payload", "ranks", "tokens", "text as long", "handle-inline", "handle-background", "auto"], rows)
+    for machine, tp, name in product(("", "-16cores"), (2, 4), WORKLOADS):
+        text, wide = (reports.get(f"{name}-{kind}-tp{tp}{machine}") for kind in ("text", "wide"))
+        if wide is None:
+            continue
+        figures = [
+            f"{number(_cpu(run.stall_ms.entry))} / {number(_cpu(run.stall_ms.follower))}"
+            for run in (*(text.runs if text is not None else ()), *wide.runs)
+        ]
+        missing = [] if text is not None else ["–"]
+        where = [str(wide.environment["cores"]), WORKLOADS[name], str(tp), str(wide.runs[-1].prompt_tokens)]
+        rows.append([*where, *missing, *figures])
+    head = ["cores", "payload", "ranks", "tokens", "text as long"]
+    return _table([*head, "handle-inline", "handle-background", "auto"], rows)
 
 
 def _steps(reports: dict[str, Report]) -> str:
