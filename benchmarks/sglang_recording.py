@@ -17,20 +17,10 @@ TIMES = 5_000
 ARENA = 1 << 20
 
 
-def look(rank: NoRankMetrics) -> None:
-    """A call of ``recv_requests`` while somebody is parked."""
-    rank.start()
-    rank.stop()
-
-
 def request(rank: NoRankMetrics) -> None:
-    """What one request adds on the scheduler's thread: it is parked in one call, and admitted in another."""
+    """What one request adds on the scheduler's thread."""
     rank.start()
-    rank.parked("a")
-    rank.stop()
-    rank.start()
-    rank.left("a", 0.001)
-    rank.stop()
+    rank.claimed([0.001])
 
 
 def request_and_write(rank: RankMetrics) -> None:
@@ -40,7 +30,7 @@ def request_and_write(rank: RankMetrics) -> None:
 
 
 def materialize(rank: NoRankMetrics) -> None:
-    """One request, in the lane."""
+    """One request, on the thread beside the scheduler's."""
     rank.materialized(0.001)
 
 
@@ -64,12 +54,10 @@ def main() -> None:
 
         rank, front, arena = RankMetrics(0), FrontMetrics(), Arena(ARENA)
         off, off_front = NoRankMetrics(), NoFrontMetrics()
-        rank.parked("another")
         for what, on, without in (
             ("scheduler's thread, a request", partial(request, rank), partial(request, off)),
-            ("scheduler's thread, a call while one is parked", partial(look, rank), partial(look, off)),
             ("both, and the thread that writes", partial(request_and_write, rank), partial(request, off)),
-            ("lane, a request", partial(materialize, rank), partial(materialize, off)),
+            ("thread beside it, a request", partial(materialize, rank), partial(materialize, off)),
             ("event loop, a request", partial(send, front), partial(send, off_front)),
             ("event loop, the arena once a second", partial(show, arena, front), partial(show, arena, off_front)),
         ):

@@ -69,7 +69,7 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import coatcheck, coatcheck.admission, coatcheck.wire, coatcheck.messages, coatcheck.errors
 import coatcheck.strategies.materialize
-from coatcheck.integrations.sglang import front, gate, leases, plugin, rollcall, settings, support, targets
+from coatcheck.integrations.sglang import front, leases, plugin, prepare, rollcall, settings, support, targets
 from coatcheck.strategies.table import STRATEGIES, strategy_named
 [strategy_named(name) for name in STRATEGIES]
 """

@@ -32,6 +32,9 @@ def modules() -> dict[str, ModuleType]:
         async def _send_batch_request(self, tokenized_objs: Any) -> Any:
             return ["sent", *tokenized_objs]
 
+        def abort_request(self, rid: str = "", abort_all: bool = False) -> Any:
+            return ["aborted", rid]
+
         def _dispatch_to_scheduler(self, obj: Any) -> None: ...
 
     @dataclasses.dataclass
@@ -40,10 +43,6 @@ def modules() -> dict[str, ModuleType]:
 
         def recv_requests(self, local_reqs: Any = None) -> Any:
             return [*(local_reqs or []), "received"]
-
-    class IdleSleeper:
-        def maybe_sleep(self) -> Any:
-            return ["slept"]
 
     class MultimodalInputs:
         def __init__(self, mm_items: list[Any]) -> None:
@@ -118,7 +117,6 @@ def modules() -> dict[str, ModuleType]:
         },
         "sglang.srt.managers.scheduler": {"Scheduler": Scheduler},
         "sglang.srt.managers.scheduler_components": {},
-        "sglang.srt.managers.scheduler_components.idle_sleeper": {"IdleSleeper": IdleSleeper},
         "sglang.srt.managers.scheduler_components.request_receiver": {
             "SchedulerRequestReceiver": SchedulerRequestReceiver
         },

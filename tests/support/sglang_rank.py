@@ -31,10 +31,11 @@ from sglang.srt.runtime_context import get_context, get_parallel
 from coatcheck.errors import MaterializeError
 from coatcheck.integrations.sglang import ranks as adapter
 from coatcheck.integrations.sglang.codec import unpack
+from coatcheck.messages import Ready
 from coatcheck.process import die_with_parent
+from coatcheck.wire import encode
 
 GROUP_TIMEOUT_S = 60.0
-READY_TIMEOUT_S = 3.0  # shorter than the plugin's, for the test of a report that is lost
 
 
 class Skipper:
@@ -102,10 +103,9 @@ class Rank:
         self.held: dict[str, Any] = {}
         self.faults: list[Any] = []
         self.stopped = False
-        self.muted = 0  # tickets of which this rank will report nothing
+        self.muted = 0  # tickets of which this rank will report nothing that can be read
         vars(adapter)["unpack"] = partial(self._unpack, unpack)
-        materialize = partial(self._materialize, adapter.RankSide._materialize)
-        setattr(adapter.RankSide, "_materialize", lambda side, ticket: materialize(side, ticket))  # noqa: B010
+        vars(adapter)["encode"] = partial(self._encode, encode)
 
     def _unpack(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         fault = self.faults.pop(0) if self.faults else None
@@ -160,12 +160,11 @@ class Rank:
         if what in ("finish", "skip", "mute", "fault"):
             self._tell(what, str(details[0]))
 
-    def _materialize(self, original: Any, side: Any, ticket: Any) -> None:
-        if self.muted:
-            self.muted -= 1
-            side._leases.decline(ticket)
-        else:
-            original(side, ticket)
+    def _encode(self, original: Any, record: Any) -> bytes:
+        """What it would report, or nothing that could be read."""
+        muted = self.muted if isinstance(record, Ready) else 0
+        self.muted -= muted > 0
+        return b"" if muted else original(record)
 
     def _tell(self, *what: Any) -> None:
         self.out.send_pyobj((self.rank, *what))
@@ -174,7 +173,6 @@ class Rank:
 def main(directory: str, rank: int, ranks: int) -> None:
     """One rank of the group."""
     die_with_parent()
-    adapter.READY_TIMEOUT_S = READY_TIMEOUT_S
     for path, hook in adapter.HOOKS.items():
         HookRegistry.register(path, hook, HookType.AROUND)
     HookRegistry.apply_hooks()

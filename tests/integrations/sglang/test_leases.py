@@ -88,19 +88,19 @@ def test_a_copy_does_not_keep_it(house: House) -> None:
 
 
 def test_it_comes_back_once_whatever_happens(house: House) -> None:
-    ticket = house.ticket("declined", torch.ones(4))
-    house.leases.decline(ticket)
-    house.until_back("declined")
+    ticket = house.ticket("copied", torch.ones(4))
+    house.leases.lend(ticket)
+    house.until_back("copied")
     stale = Ticket("stale", Handle(ticket.handle.offset, ticket.handle.nonce ^ 1, ticket.handle.shape, "uint8"))
     with pytest.raises(HandleStale):
         house.leases.lend(stale)
-    house.until_back("declined", "stale")
+    house.until_back("copied", "stale")
     twice = house.ticket("twice", torch.ones(4))
     first, second = house.tensor(twice), house.tensor(twice)  # two dispatches of one block
     del first
-    house.until_back("declined", "stale", "twice")
+    house.until_back("copied", "stale", "twice")
     del second
-    house.until_back("declined", "stale", "twice", "twice")
+    house.until_back("copied", "stale", "twice", "twice")
 
 
 def test_a_block_that_changed_hands_under_a_loan_is_told(house: House, caplog: pytest.LogCaptureFixture) -> None:

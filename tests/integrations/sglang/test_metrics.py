@@ -10,8 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -44,15 +42,11 @@ class Measured:
         patch.setattr(metrics, "time", self.clock)
         self.rank = RankMetrics(1, self.registry)
 
-    def call(self, seconds: float, parked: str = "", left: str = "", waited_s: float | None = None) -> None:
-        """One of ``recv_requests``, of which the plugin's part takes that long. A letter is a request."""
+    def call(self, seconds: float, *waited_s: float) -> None:
+        """One of ``recv_requests``, of which the plugin's part takes that long and hands on so many requests."""
         self.rank.start()
-        for rid in parked:
-            self.rank.parked(rid)
         self.clock.now += seconds
-        for rid in left:
-            self.rank.left(rid, waited_s)
-        self.rank.stop()
+        self.rank.claimed(waited_s)
         self.clock.now += 7  # SGLang's
 
     def of(self, name: str) -> tuple[float | None, Any]:
@@ -67,56 +61,23 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
     return Measured(monkeypatch)
 
 
-def test_a_request_s_stall_is_what_the_plugin_s_part_of_its_calls_takes(measured: Measured) -> None:
-    measured.call(5)  # nobody is parked
-    measured.call(1, parked="a")
-    measured.call(2)
-    assert measured.of("stall_seconds") == (0, 0)
-    measured.call(4, left="a", waited_s=3)
+def test_a_request_s_stall_is_the_plugin_s_part_of_the_call_that_hands_it_on(measured: Measured) -> None:
     measured.call(5)
-    assert measured.of("stall_seconds") == (1, 7)
-    assert measured.of("stall_cpu_seconds") == (1, 3.5)
+    assert measured.of("stall_seconds") == (0, 0)
+    measured.call(4, 3)
+    measured.call(5)
+    assert measured.of("stall_seconds") == (1, 4)
+    assert measured.of("stall_cpu_seconds") == (1, 2)
     assert measured.of("admission_wait_seconds") == (1, 3)
 
 
-def test_requests_that_are_parked_at_once_share_a_call(measured: Measured) -> None:
-    measured.call(2, parked="ab")
-    measured.call(3, parked="c", left="a")  # of which each has a third
-    assert measured.of("stall_seconds") == (1, 2)
-    measured.call(2, left="bc")
-    assert measured.of("stall_seconds") == (3, 2 + 3 + 2)
-
-
-def test_who_is_rejected_was_stalled_but_not_admitted(measured: Measured) -> None:
-    measured.call(1, parked="a")
-    measured.call(1, left="a")
-    assert measured.of("stall_seconds") == (1, 2)
-    assert measured.of("admission_wait_seconds") == (0, 0)
-
-
-def test_who_was_never_parked_is_not_observed(measured: Measured) -> None:
-    measured.call(1, left="a")
-    assert measured.of("stall_seconds") == (0, 0)
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 9), st.sets(st.sampled_from("abcdef")), st.sets(st.sampled_from("abcdef")))),
-)
-def test_stalls_add_up_to_the_time_of_the_calls_in_which_somebody_was_parked(
-    calls: list[tuple[int, set[str], set[str]]],
-) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        measured = Measured(patch)
-        present: set[str] = set()
-        spent, requests = 0, 0
-        for seconds, some, others in [*calls, (1, set(), set("abcdef"))]:
-            parked = some - present
-            present |= parked
-            requests += len(parked)
-            spent += seconds if present else 0
-            measured.call(seconds, "".join(sorted(parked)), "".join(sorted(present & others)))
-            present -= others
-    assert measured.of("stall_seconds") == (requests, pytest.approx(spent))
+def test_requests_that_are_handed_on_at_once_share_a_call(measured: Measured) -> None:
+    measured.call(6, 1, 2, 3)
+    assert measured.of("stall_seconds") == (3, 6)
+    read = measured.registry.get_sample_value
+    below = [read("coatcheck_stall_seconds_bucket", LABELS | {"le": seconds}) for seconds in ("1.0", "2.5")]
+    assert below == [0, 3]  # each has 2
+    assert measured.of("admission_wait_seconds") == (3, 6)
 
 
 def test_the_arena_is_shown_as_it_is_and_its_counts_once() -> None:
@@ -144,9 +105,8 @@ def test_the_arena_is_shown_as_it_is_and_its_counts_once() -> None:
 
 PROCESS = """
 import sys, time
-from coatcheck.integrations.sglang import codec, front, gate, leases, plugin, records, rollcall, support, targets
+from coatcheck.integrations.sglang import codec, front, leases, plugin, prepare, records, rollcall, support, targets
 from coatcheck.integrations.sglang.metrics import FrontMetrics, rank_metrics
-from coatcheck.ranks import lane
 assert "prometheus_client" not in sys.modules, "imported before SGLang has prepared for it"
 
 import os
@@ -158,11 +118,9 @@ if sys.argv[2] == "front":
     metrics.arena(front.Front(1 << 20, 2).statistics())
     os._exit(0)  # as a server that is killed: what was measured has been written
 metrics = rank_metrics(True, int(sys.argv[2]))
-for rid in ["a", "b"]:
+for _ in range(2):
     metrics.start()
-    metrics.parked(rid)
-    metrics.left(rid, 0.5)
-    metrics.stop()
+    metrics.claimed([0.5])
     metrics.materialized(0.25)
 time.sleep(1.5)  # until the thread has written
 os._exit(0)

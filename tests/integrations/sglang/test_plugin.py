@@ -16,13 +16,13 @@ from coatcheck import __version__
 from coatcheck.integrations.sglang import plugin, rollcall, support
 from coatcheck.integrations.sglang.support import BROADCAST, LIMITS
 from coatcheck.integrations.sglang.targets import (
+    ABORT,
     HOOKED,
     INPUTS,
     RANK_READY,
     RECEIVE,
     SEND_BATCH,
     SEND_ONE,
-    SLEEP,
     WAIT_FOR_RANKS,
 )
 from tests.support.sglang_hooks import HookRegistry, HookType
@@ -39,7 +39,7 @@ async def around_async(original: Callable[..., Any], *args: Any, **kwargs: Any) 
     return ["ours", *await original(*args, **kwargs)]
 
 
-ADAPTER = {SEND_ONE: around_async, SEND_BATCH: around_async, RECEIVE: around, SLEEP: around}
+ADAPTER = {SEND_ONE: around_async, SEND_BATCH: around_async, RECEIVE: around, ABORT: around}
 
 
 @pytest.fixture
@@ -76,16 +76,15 @@ def results() -> list[Any]:
     """What the four hooked functions of the adapter give."""
     manager = pkgutil.resolve_name(f"{MANAGERS}.tokenizer_manager.TokenizerManager")()
     receiver = pkgutil.resolve_name(RECEIVE.rpartition(".")[0])()
-    sleeper = pkgutil.resolve_name(SLEEP.rpartition(".")[0])()
     return [
         asyncio.run(manager._send_one_request("a")),
         asyncio.run(manager._send_batch_request(["a", "b"])),
         receiver.recv_requests(local_reqs=["c"]),
-        sleeper.maybe_sleep(),
+        manager.abort_request("d"),
     ]
 
 
-PLAIN = [["sent", "a"], ["sent", "a", "b"], ["c", "received"], ["slept"]]
+PLAIN = [["sent", "a"], ["sent", "a", "b"], ["c", "received"], ["aborted", "d"]]
 OURS = [["ours", *result] for result in PLAIN]
 READY = {"status": "ready", "coatcheck": (__version__, "")}
 
@@ -164,11 +163,11 @@ DOCTORED: dict[str, tuple[Callable[[Patch], None], str]] = {
         f"there is no {RECEIVE}",
     ),
     "a missing class": (
-        lambda patch: patch.delattr(sys.modules[SLEEP.rsplit(".", 2)[0]], "IdleSleeper"),
-        f"there is no {SLEEP}",
+        lambda patch: patch.delattr(sys.modules[RECEIVE.rsplit(".", 2)[0]], "SchedulerRequestReceiver"),
+        f"there is no {RECEIVE}",
     ),
     "a missing module": (
-        lambda patch: patch.delitem(sys.modules, SLEEP.rsplit(".", 2)[0]),
+        lambda patch: patch.delitem(sys.modules, RECEIVE.rsplit(".", 2)[0]),
         "SGLang's modules: ModuleNotFoundError",
     ),
     "a missing record": (
@@ -278,12 +277,12 @@ def test_it_does_not_share_a_target_with_another_plugin(
 def test_a_target_that_was_patched_before_is_not_taken_for_ours(
     load: Callable[[], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    HookRegistry.register(SLEEP, lambda original, *args: original(*args), HookType.AROUND)
+    HookRegistry.register(RECEIVE, lambda original, *args, **named: original(*args, **named), HookType.AROUND)
     HookRegistry.apply_hooks()  # from here on SGLang leaves this target as it is
     load()
     call(dict(READY))
     assert results() == PLAIN
-    assert f"did not apply the hook on {SLEEP}" in warnings(caplog)[0]
+    assert f"did not apply the hook on {RECEIVE}" in warnings(caplog)[0]
 
 
 @pytest.mark.parametrize(

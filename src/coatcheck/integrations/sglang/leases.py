@@ -51,10 +51,6 @@ class Leases:
         weakref.finalize(loan, self._over.put, ticket).atexit = False
         return loan.data
 
-    def decline(self, ticket: Ticket) -> None:
-        """Gives the ticket back without having borrowed."""
-        self._over.put(ticket)
-
     def close(self, timeout_s: float) -> bool:
         """Sends what is over by now, then ends the thread; later ends are not sent. False if it takes longer."""
         self._over.put(None)

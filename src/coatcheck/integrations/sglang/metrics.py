@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 from coatcheck.process import set_name
@@ -89,27 +90,21 @@ class NoRankMetrics:
     """A rank's, where metrics are off."""
 
     def start(self) -> None:
-        """The plugin's part of ``recv_requests`` begins, or goes on."""
+        """The plugin's part of ``recv_requests`` begins."""
 
-    def stop(self) -> None:
-        """It ends, or SGLang's begins."""
-
-    def parked(self, rid: str) -> None:
-        """A request waits from here on. Between start and stop."""
-
-    def left(self, rid: str, waited_s: float | None = None) -> None:
-        """It does not any more; ``waited_s``: since its inputs were ready here, if it is admitted. Likewise."""
+    def claimed(self, waited_s: Sequence[float]) -> None:
+        """It ends, and hands on so many requests; ``waited_s``: since the inputs of each were ready on this rank."""
 
     def materialized(self, seconds: float) -> None:
-        """Inputs were made. On the lane's thread."""
+        """Inputs were made. On the thread beside the scheduler's."""
 
 
 class RankMetrics(NoRankMetrics):
     """A rank's. To be made after SGLang has prepared for metrics; ``registry`` as in FrontMetrics.
 
-    A request's *stall* is the plugin's part of ``recv_requests``, on the scheduler's thread, from the call that parks
-    the request to the one that hands it on; what SGLang's own part takes is not in it. Of several that are parked each
-    has an equal share, so that all stalls add up to the scheduler's time lost. Observed when the request leaves.
+    A request's *stall* is the plugin's part of the ``recv_requests`` that hands it on, on the scheduler's thread; what
+    SGLang's own part takes is not in it. Requests that are handed on at once have an equal share, so that all stalls
+    add up to the scheduler's time lost.
     """
 
     def __init__(self, rank: int, registry: CollectorRegistry | None = None) -> None:
@@ -123,39 +118,21 @@ class RankMetrics(NoRankMetrics):
         self._stall = histogram("stall_seconds", "Scheduler's thread, by request: wall")
         self._stall_cpu = histogram("stall_cpu_seconds", "Scheduler's thread, by request: CPU")
         self._materialize = histogram("materialize_seconds", "Arrived to inputs, by request")
-        self._wait = histogram("admission_wait_seconds", "Ready on this rank to admitted")
+        self._wait = histogram("admission_wait_seconds", "Ready on this rank to claimed")
         self._began = 0.0, 0.0
-        self._unwritten: deque[tuple[float, float, float | None]] = deque()  # stalls, wall and CPU, and the wait
-        # The share of one that has been parked from the beginning: another's is what was added while it was.
-        self._wall = self._cpu = 0.0
-        self._since: dict[str, tuple[float, float]] = {}  # of those parked, by the engine's name: the share by then
-        self._leaving: list[tuple[float, float, float | None]] = []  # that, and how long it waited
+        self._unwritten: deque[tuple[float, float, float]] = deque()  # stalls, wall and CPU, and the wait
 
     def start(self) -> None:
         """The clocks run."""
         self._began = time.monotonic(), time.thread_time()
 
-    def stop(self) -> None:
+    def claimed(self, waited_s: Sequence[float]) -> None:
         """They stand."""
-        present = len(self._since) + len(self._leaving)
-        if not present:
-            return
-        wall, cpu = self._began
-        self._wall += (time.monotonic() - wall) / present
-        self._cpu += (time.thread_time() - cpu) / present
-        for wall, cpu, waited_s in self._leaving:
-            self._unwritten.append((self._wall - wall, self._cpu - cpu, waited_s))
-        self._leaving.clear()
-
-    def parked(self, rid: str) -> None:
-        """Has a share from this call on."""
-        self._since[rid] = self._wall, self._cpu
-
-    def left(self, rid: str, waited_s: float | None = None) -> None:
-        """Has a share of this call still. One that was never parked is nobody's."""
-        since = self._since.pop(rid, None)
-        if since is not None:
-            self._leaving.append((*since, waited_s))
+        if waited_s:
+            wall, cpu = self._began
+            wall_share = (time.monotonic() - wall) / len(waited_s)
+            cpu_share = (time.thread_time() - cpu) / len(waited_s)
+            self._unwritten.extend((wall_share, cpu_share, waited) for waited in waited_s)
 
     def materialized(self, seconds: float) -> None:
         """Observed as it is."""
@@ -167,8 +144,7 @@ class RankMetrics(NoRankMetrics):
             wall, cpu, waited_s = self._unwritten.popleft()
             self._stall.observe(wall)
             self._stall_cpu.observe(cpu)
-            if waited_s is not None:
-                self._wait.observe(waited_s)
+            self._wait.observe(waited_s)
 
 
 def rank_metrics(wanted: bool, rank: int) -> NoRankMetrics:

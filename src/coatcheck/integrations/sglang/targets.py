@@ -23,9 +23,9 @@ _MANAGERS = "sglang.srt.managers"
 
 SEND_ONE = f"{_MANAGERS}.tokenizer_manager.TokenizerManager._send_one_request"
 SEND_BATCH = f"{_MANAGERS}.tokenizer_manager.TokenizerManager._send_batch_request"
+ABORT = f"{_MANAGERS}.tokenizer_manager.TokenizerManager.abort_request"
 WAIT_FOR_RANKS = "sglang.srt.entrypoints.engine._wait_for_scheduler_ready"
 RECEIVE = f"{_MANAGERS}.scheduler_components.request_receiver.SchedulerRequestReceiver.recv_requests"
-SLEEP = f"{_MANAGERS}.scheduler_components.idle_sleeper.IdleSleeper.maybe_sleep"
 RANK_READY = f"{_MANAGERS}.scheduler.Scheduler.get_init_info"
 INPUTS = f"{_MANAGERS}.scheduler.Scheduler._get_multimodal_inputs"
 
@@ -42,9 +42,9 @@ class Function:
 HOOKED = (
     Function(SEND_ONE, "(self, tokenized_obj)", coroutine=True),
     Function(SEND_BATCH, "(self, tokenized_objs)", coroutine=True),
+    Function(ABORT, "(self, rid=..., abort_all=...)"),
     Function(WAIT_FOR_RANKS, "(scheduler_pipe_readers, scheduler_procs)"),
     Function(RECEIVE, "(self, local_reqs=...)"),
-    Function(SLEEP, "(self)"),
     Function(RANK_READY, "(self)"),
 )
 CALLED = (
@@ -81,7 +81,7 @@ USED = {
     f"{_MANAGERS}.io_struct.TokenizedEmbeddingReqInput": ("rid", "mm_inputs"),
     f"{_MANAGERS}.io_struct.BatchTokenizedGenerateReqInput": ("batch",),
     f"{_MANAGERS}.io_struct.BatchTokenizedEmbeddingReqInput": ("batch",),
-    f"{_MANAGERS}.tokenizer_manager.ReqState": ("abort_sent", "dispatched"),
+    f"{_MANAGERS}.tokenizer_manager.ReqState": ("dispatched",),
     f"{_MANAGERS}.scheduler_components.request_receiver.SchedulerRequestReceiver": ("model_config",),
 }
 

@@ -1,8 +1,10 @@
-"""The tokenizer's side: what SGLang sends to its schedulers holds a ticket in place of a request's inputs.
+"""The tokenizer's side: what SGLang sends to its schedulers holds a claim in place of a request's inputs.
 
 Around ``TokenizerManager._send_one_request`` and ``_send_batch_request``. Whatever does not travel this way (no room,
 no CPU tensors, a class that no pickle of ours may name, not every rank attached yet) takes SGLang's own way, as it
 came: what these functions are given is not changed, because parallel sampling sends it n + 1 times.
+
+Around ``abort_request``, too: schedulers do not know what waits here, so its abort is sent again behind it.
 """
 
 from __future__ import annotations
@@ -12,21 +14,20 @@ import copy
 import logging
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from blake3 import blake3
 from sglang.srt.managers.io_struct import AbortReq
-from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem, MultimodalProcessorOutput
+from sglang.srt.managers.schedule_batch import MultimodalProcessorOutput
 
 from coatcheck.errors import ArenaError, ConfigError
 from coatcheck.integrations.sglang.codec import Packed, Packer, Unpackable
-from coatcheck.integrations.sglang.front import Front
+from coatcheck.integrations.sglang.front import Front, Refused
 from coatcheck.integrations.sglang.metrics import WRITE_S, FrontMetrics, NoFrontMetrics, Way
-from coatcheck.integrations.sglang.records import KEY, MARK, Ticket, write_note
+from coatcheck.integrations.sglang.records import MARK, Claim, Ticket, write_note
 from coatcheck.integrations.sglang.support import metrics_wanted
-from coatcheck.wire import encode
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Desk:
         self.front: Front | None = None
         self.counts = Counter[Way]()  # requests with inputs, by how they went: carried, or why not
         self._metrics = FrontMetrics() if metrics_wanted() else NoFrontMetrics()
+        self._waiting: list[dict[str, bool]] = []  # what is sent together: whether it has been aborted, by request id
         self.opening = asyncio.get_running_loop().create_task(self._open())
 
     async def _open(self) -> None:
@@ -75,7 +77,10 @@ class Desk:
             await asyncio.sleep(WRITE_S)
 
     async def check_in(self, request: Any) -> tuple[Any, Ticket | None]:
-        """The request as it is to be sent, and its ticket; the request itself and None if it goes SGLang's own way."""
+        """The request as it is to be sent, and its ticket; the request itself and None if it goes SGLang's own way.
+
+        None, too, if a rank could not prepare its inputs: then every rank is told so in the broadcast.
+        """
         inputs = request.mm_inputs
         if not isinstance(inputs, MultimodalProcessorOutput) or not inputs.mm_items:
             return request, None
@@ -91,11 +96,16 @@ class Desk:
         except Unpackable as error:
             log.debug("request %s takes SGLang's own way: %s", request.rid, error)
             return self._aside(request, "not packable")
+        except Refused as refusal:
+            log.warning("request %s: %s", request.rid, refusal)
+            return self._carried(request, Claim("", str(refusal))), None
+        return self._carried(request, Claim(ticket.request)), ticket
+
+    def _carried(self, request: Any, claim: Claim) -> Any:
         self._went("carried")
-        item = MultimodalDataItem(modality=Modality.IMAGE, model_specific_data={KEY: encode(ticket)})
         request = copy.copy(request)
-        request.mm_inputs = MultimodalProcessorOutput(mm_items=[item])
-        return request, ticket
+        request.mm_inputs = claim
+        return request
 
     def _aside(self, request: Any, why: Way) -> tuple[Any, None]:
         self._went(why)
@@ -106,23 +116,61 @@ class Desk:
         self._metrics.went(way)
 
     async def send(self, requests: Sequence[Any], send: Callable[[list[Any]], Awaitable[None]]) -> None:
-        """Checks in what can be, and sends all."""
-        sent: list[tuple[Any, Ticket | None]] = []
-        states = [self._manager.rid_to_state.get(request.rid) for request in requests]
-        aborted = [state is not None and state.abort_sent for state in states]
+        """Checks in what can be, all at once, and sends all."""
+        if not any(isinstance(request.mm_inputs, MultimodalProcessorOutput) for request in requests):
+            await send(list(requests))
+            return
+        waiting = {request.rid: False for request in requests}
+        self._waiting.append(waiting)
         try:
-            for request in requests:
-                sent.append(await self.check_in(request))
-            await send([request for request, _ in sent])
+            made, tickets = await self._check_all_in(requests)
+            states = [self._manager.rid_to_state.get(request.rid) for request in requests]
+            try:
+                await send(made)
+            except BaseException:
+                # Without a state nobody knows whether it went out: then the ranks must keep what it may claim.
+                self._withdraw(
+                    ticket
+                    for ticket, state in zip(tickets, states, strict=True)
+                    if state is not None and not state.dispatched
+                )
+                raise
+        finally:
+            self._waiting = [one for one in self._waiting if one is not waiting]
+        for rid, aborted in waiting.items():
+            if aborted:
+                self._manager._dispatch_to_scheduler(AbortReq(rid=rid))
+
+    async def _check_all_in(self, requests: Sequence[Any]) -> tuple[list[Any], list[Ticket | None]]:
+        """See ``check_in``. If one fails or is cancelled, so are all."""
+        tickets: list[Ticket | None] = [None] * len(requests)
+
+        async def one(index: int) -> Any:
+            made, tickets[index] = await self.check_in(requests[index])
+            return made
+
+        checking = [asyncio.ensure_future(one(index)) for index in range(len(requests))]
+        try:
+            return list(await asyncio.gather(*checking)), tickets
         except BaseException:
-            for (_, ticket), state in zip(sent, states, strict=False):
-                # Without a state nobody knows whether it went out: then it is the ranks' to give back.
-                if ticket is not None and state is not None and not state.dispatched:
-                    self.front.cancel(ticket)  # type: ignore[union-attr]
+            for task in checking:
+                task.cancel()
+            try:
+                await asyncio.wait(checking)
+            finally:
+                self._withdraw(tickets)
             raise
-        for request, before, state in zip(requests, aborted, states, strict=True):
-            if state is not None and state.abort_sent and not before:  # it overtook the request while that waited here
-                self._manager._dispatch_to_scheduler(AbortReq(rid=request.rid))
+
+    def _withdraw(self, tickets: Iterable[Ticket | None]) -> None:
+        for ticket in tickets:
+            if ticket is not None:
+                self.front.withdraw(ticket)  # type: ignore[union-attr]
+
+    def aborted(self, rid: str, everything: bool) -> None:
+        """Requests that wait here are aborted, as soon as they have been sent."""
+        for waiting in self._waiting:
+            for one in waiting:
+                waiting[one] |= everything or one == rid
 
 
 def _pack(inputs: Any) -> Packed:
@@ -192,7 +240,15 @@ async def send_batch(original: Callable[..., Awaitable[None]], manager: Any, tok
     return await desk(manager).send(tokenized_objs, lambda requests: original(manager, requests))
 
 
+def abort_request(original: Callable[..., None], manager: Any, rid: str = "", abort_all: bool = False) -> None:
+    """Around ``TokenizerManager.abort_request``."""
+    original(manager, rid, abort_all)
+    if hasattr(manager, _ATTRIBUTE):
+        desk(manager).aborted(rid, abort_all)
+
+
 HOOKS: dict[str, Callable[..., Any]] = {
     f"{_MANAGER}._send_one_request": send_one,
     f"{_MANAGER}._send_batch_request": send_batch,
+    f"{_MANAGER}.abort_request": abort_request,
 }

@@ -103,12 +103,16 @@ class Front:
             hashing = Watch()
             await self._hashes.set_pad_values(request.mm_inputs.mm_items)
             hash_s = hashing.seconds()
+        self.send(request)
+        writer_s = watch.seconds() - (hash_s or 0.0)
+        return Written(watch.start, writer_s, hash_s, payload.wide)
+
+    def send(self, request: TokenizedGenerateReqInput) -> None:
+        """What ``_send_one_request`` does where no pixels are on a GPU."""
         if self._shared:
             request = wrap_shm_features(request)
         request.wrap_pickle_fields()
         sock_send(self._out.socket, request)
-        writer_s = watch.seconds() - (hash_s or 0.0)
-        return Written(watch.start, writer_s, hash_s, payload.wide)
 
     def settle(self) -> None:
         """The ranks unlink the segment."""
@@ -165,10 +169,15 @@ class Rank(InboxRank):
             ),
         )
 
+    def receive(self) -> list[Any]:
+        """What has come, for one request."""
+        arrived: list[Any] = self.receiver.recv_requests()
+        return arrived
+
     def take(self, meter: Meter) -> torch.Tensor:
         """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
         with meter.step("receive"):
-            (request,) = self.receiver.recv_requests()
+            (request,) = self.receive()
             inputs = Scheduler._get_multimodal_inputs(self.scheduler, request.mm_inputs)
             self.held = [request, inputs]
         feature = inputs.mm_items[0].feature

@@ -1,0 +1,259 @@
+"""Ranks never diverge and no claim fails, whatever is delayed, lost, given up or fails, in whatever order."""
+
+from __future__ import annotations
+
+import random
+import weakref
+from collections import Counter, deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from coatcheck.errors import MaterializeError, RanksDisagree
+from coatcheck.integrations.sglang.prepare import Announcements, Preparer
+from coatcheck.integrations.sglang.records import Claim, Ticket, Withdrawn
+from coatcheck.messages import Handle, Ready
+
+TIMEOUT_S = 10.0
+HANDLE = Handle(4096, 1, (1,), "uint8")
+
+
+class Inputs:
+    """Of a request, on a rank."""
+
+    def __init__(self, request: str) -> None:
+        self.request = request
+
+
+@dataclass
+class Rank:
+    """One rank: what it has been told and has not looked at, and what it did."""
+
+    preparer: Preparer[Inputs]
+    told: deque[Ticket | Withdrawn] = field(default_factory=deque)
+    fails: bool = False
+    mute: bool = False
+    begun: Counter[str] = field(default_factory=Counter)
+    holds: Counter[str] = field(default_factory=Counter)  # inputs that somebody refers to
+    through: list[str] = field(default_factory=list)  # what its scheduler got
+
+
+class PrepareMachine(RuleBasedStateMachine):
+    """A front end that announces and sends; ranks that prepare, each at its pace; an engine that broadcasts."""
+
+    @initialize(ranks=st.integers(1, 4))
+    def start(self, ranks: int) -> None:
+        self.now = 0.0
+        self.ranks = [Rank(self._preparer(index)) for index in range(ranks)]
+        self.announcements = Announcements(ranks, TIMEOUT_S, self._tell)
+        self.outcomes: dict[str, Future[str | None]] = {}  # announced, neither sent nor given up
+        self.announced: dict[str, float] = {}
+        self.reports: list[Ready] = []  # on their way
+        self.reported: dict[str, set[int]] = {}  # ranks whose word that it is ready has arrived
+        self.broadcast: list[Claim] = []
+        self.number = 0
+
+    def _preparer(self, index: int) -> Preparer[Inputs]:
+        def make(ticket: Ticket) -> Inputs:
+            rank = self.ranks[index]
+            rank.begun[ticket.request] += 1
+            if rank.fails:
+                raise MaterializeError("broken")
+            inputs = Inputs(ticket.request)
+            rank.holds[ticket.request] += 1
+            weakref.finalize(inputs, rank.holds.subtract, [ticket.request])
+            return inputs
+
+        def report(ready: Ready) -> None:
+            if not self.ranks[index].mute:
+                self.reports.append(ready)
+
+        return Preparer(index, make, report)
+
+    def _tell(self, record: Ticket | Withdrawn) -> None:
+        for rank in self.ranks:
+            rank.told.append(record)
+
+    @rule()
+    def announce(self) -> None:
+        name = str(self.number)
+        self.number += 1
+        self.announced[name] = self.now
+        self.outcomes[name] = self.announcements.announce(Ticket(name, HANDLE), self.now)
+
+    @precondition(lambda self: any(rank.told for rank in self.ranks))
+    @rule(index=st.integers(0, 3), outcome=st.sampled_from(["ok", "ok", "ok", "fails", "mute"]))
+    def work(self, index: int, outcome: str) -> None:
+        """A rank's thread does what it was told next; a report of one that is mute never arrives."""
+        rank = self.ranks[index % len(self.ranks)]
+        rank.fails, rank.mute = outcome == "fails", outcome == "mute"
+        if rank.told:
+            rank.preparer.take(rank.told.popleft())
+
+    @precondition(lambda self: self.reports)
+    @rule(seed=st.integers(0, 1000), twice=st.booleans())
+    def deliver(self, seed: int, twice: bool) -> None:
+        """A report arrives, in any order, sometimes twice."""
+        report = self.reports.pop(random.Random(seed).randrange(len(self.reports)))
+        if report.error is None:
+            self.reported.setdefault(report.request, set()).add(report.rank)
+        for _ in range(1 + twice):
+            self.announcements.report(report, self.now)
+
+    @rule(seconds=st.floats(0.1, 6))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.announcements.settle(self.now)
+        for name, outcome in self.outcomes.items():
+            assert outcome.done() or self.now < self.announced[name] + TIMEOUT_S, "it waits too long"
+
+    @precondition(lambda self: self.outcomes)
+    @rule(which=st.integers(0, 40), twice=st.booleans())
+    def give_up(self, which: int, twice: bool) -> None:
+        """A client leaves, before or after its request is ready."""
+        name = self._one(which)
+        self.outcomes.pop(name).cancel()
+        for _ in range(1 + twice):
+            self.announcements.withdraw(name)
+
+    @precondition(lambda self: self.outcomes)
+    @rule(which=st.integers(0, 40))
+    def send(self, which: int) -> None:
+        """What is decided goes out."""
+        self._send(self._one(which))
+
+    def _one(self, which: int) -> str:
+        return sorted(self.outcomes)[which % len(self.outcomes)]
+
+    def _send(self, name: str) -> None:
+        if not self.outcomes[name].done():
+            return
+        refusal = self.outcomes.pop(name).result(0)
+        if refusal is None:
+            assert len(self.reported[name]) == len(self.ranks), "sent before every rank was ready"
+        self.broadcast.append(Claim(name, refusal))
+
+    @rule(index=st.integers(0, 3))
+    def receive(self, index: int) -> None:
+        """A rank gets what comes next in the broadcast: sooner or later than the others, never something else."""
+        rank = self.ranks[index % len(self.ranks)]
+        if len(rank.through) < len(self.broadcast):
+            claim = self.broadcast[len(rank.through)]
+            if claim.refusal is not None:
+                rank.through.append(f"{claim.request} refused: {claim.refusal}")
+            else:
+                rank.through.append(f"{rank.preparer.claim(claim.request).request} admitted")
+
+    @invariant()
+    def all_ranks_get_the_same(self) -> None:
+        ranks: list[Rank] = getattr(self, "ranks", [])
+        longest = max((rank.through for rank in ranks), key=len, default=[])
+        for rank in ranks:
+            assert rank.through == longest[: len(rank.through)]
+
+    @invariant()
+    def nothing_is_prepared_twice_and_what_is_held_is_parked(self) -> None:
+        for rank in getattr(self, "ranks", []):
+            assert max(rank.begun.values(), default=1) == 1
+            assert sum(rank.holds.values()) == len(rank.preparer)
+
+    def teardown(self) -> None:
+        """Once all have had their time, nothing is left."""
+        if not hasattr(self, "ranks"):
+            return
+        self.now += TIMEOUT_S
+        self.announcements.settle(self.now)
+        for name in list(self.outcomes):
+            self._send(name)
+        assert not self.outcomes
+        for index, rank in enumerate(self.ranks):
+            while rank.told:
+                self.work(index, "ok")
+            for _ in self.broadcast:
+                self.receive(index)
+            assert rank.through == self.ranks[0].through
+            assert rank.begun == Counter(self.announced.keys())  # each once
+            assert not +rank.holds
+            assert not len(rank.preparer)
+
+
+TestPrepare = PrepareMachine.TestCase
+TestPrepare.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+
+
+def announced(ranks: int, *names: str) -> tuple[Announcements, list[Future[str | None]], list[Ticket | Withdrawn]]:
+    told: list[Ticket | Withdrawn] = []
+    announcements = Announcements(ranks, TIMEOUT_S, told.append)
+    outcomes = [announcements.announce(Ticket(name, HANDLE), 0) for name in names]
+    assert told == [Ticket(name, HANDLE) for name in names]
+    told.clear()
+    return announcements, outcomes, told
+
+
+def test_it_is_ready_once_every_rank_has_said_so_and_waits_for_no_other() -> None:
+    announcements, (first, second), told = announced(2, "a", "b")
+    announcements.report(Ready("b", 0, None), 1)
+    announcements.report(Ready("b", 0, None), 1)
+    assert not second.done()
+    announcements.report(Ready("b", 1, None), 1)
+    assert second.result(0) is None
+    assert not first.done()
+    assert told == []
+
+
+def test_a_failure_on_one_rank_refuses_it_with_the_rank_s_reason_and_withdraws_it_from_all() -> None:
+    announcements, (outcome,), told = announced(2, "a")
+    announcements.report(Ready("a", 1, "broken"), 1)
+    assert "broken" in str(outcome.result(0))
+    assert told == [Withdrawn("a")]
+    announcements.report(Ready("a", 0, None), 2)  # late: of nobody
+    assert told == [Withdrawn("a")]
+
+
+def test_what_a_rank_does_not_report_is_refused_in_time() -> None:
+    announcements, (outcome,), told = announced(2, "a")
+    announcements.report(Ready("a", 0, None), 1)
+    announcements.settle(TIMEOUT_S - 0.1)
+    assert not outcome.done()
+    announcements.settle(TIMEOUT_S)
+    assert outcome.result(0) == "no report from rank 1 within 10 s"
+    assert told == [Withdrawn("a")]
+
+
+def test_who_gives_up_has_withdrawn_it_even_if_it_is_ready() -> None:
+    announcements, (waiting, ready), told = announced(1, "waiting", "ready")
+    announcements.report(Ready("ready", 0, None), 1)
+    assert ready.done()
+    waiting.cancel()
+    for name in ("waiting", "ready"):
+        announcements.withdraw(name)
+    assert told == [Withdrawn("waiting"), Withdrawn("ready")]
+    announcements.report(Ready("waiting", 0, None), 1)
+    announcements.settle(2 * TIMEOUT_S)
+    assert told == [Withdrawn("waiting"), Withdrawn("ready")]
+
+
+def test_a_cancelled_wait_that_is_not_withdrawn_yet_harms_nobody() -> None:
+    announcements, (left, stayed), _ = announced(1, "left", "stayed")
+    left.cancel()
+    for name in ("left", "stayed"):
+        announcements.report(Ready(name, 0, None), 1)
+    assert stayed.result(0) is None
+
+
+def test_without_inputs_there_is_nothing_to_claim(caplog: pytest.LogCaptureFixture) -> None:
+    reports: list[Ready] = []
+
+    def fail(ticket: Ticket) -> str:
+        raise ValueError("a path, say, that is nobody's business")
+
+    preparer = Preparer[str](3, fail, reports.append)
+    preparer.take(Ticket("a", HANDLE))
+    assert reports == [Ready("a", 3, "Multimodal inputs could not be prepared on rank 3: ValueError")]
+    assert "could not prepare" in caplog.text
+    with pytest.raises(RanksDisagree):
+        preparer.claim("a")
