@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,24 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.sglang_questions import Answers, ask_one_by_one, questions
+from benchmarks.sglang_questions import Answers, Client, ask_one_by_one, questions
 from benchmarks.sglang_server import PEERS, SglangServer
 
 # By name: whether it has the plugin.
 SERVERS = {"without": False, "with": True}
+END_S = 20.0  # SGLang looks every 4 s whether a client is still there
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--peers", type=Path, default=PEERS, help="Where 'make test-sglang' has put SGLang's environment.")
+
+
+async def until_idle(opened: Client) -> None:
+    """An answer may come a moment before its scheduler counts it as ended."""
+    deadline = time.monotonic() + END_S
+    while await opened.busy():
+        assert time.monotonic() < deadline, f"still busy after {END_S} s"
+        await asyncio.sleep(0.1)
 
 
 class Page:

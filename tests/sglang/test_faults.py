@@ -26,7 +26,7 @@ from benchmarks.presence import FILES, Presence, left, look
 from benchmarks.sglang_questions import Client
 from benchmarks.sglang_server import SglangServer
 from coatcheck.integrations.sglang.targets import CALLED, HOOKED, RECORDS, USED
-from tests.sglang.conftest import Servers
+from tests.sglang.conftest import Servers, until_idle
 from tests.support import sglang_changed, sglang_witness
 from training.evaluate import Sample, held_out, held_out_form
 
@@ -155,7 +155,7 @@ async def test_a_fault_on_one_rank_fails_its_request_and_no_other(faulty: Runnin
         for asked in held_out(2, 22, LARGE):
             assert await is_right(opened, asked)
         assert faulty.ranks_since(before) == [0, 0, 1, 1]
-        assert not await opened.busy()
+        await until_idle(opened)
 
 
 async def test_of_many_at_once_only_the_one_with_the_fault_fails(faulty: Running) -> None:

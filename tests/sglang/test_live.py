@@ -15,25 +15,17 @@ import pytest
 from benchmarks.questions import ask, client
 from benchmarks.sglang_questions import Client, questions
 from benchmarks.sglang_server import SglangServer
-from tests.sglang.conftest import SERVERS, Servers
+from tests.sglang.conftest import END_S, SERVERS, Servers, until_idle
 from training.evaluate import BUCKETS, Sample, held_out, held_out_form
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(400)]
 
 LONG: dict[str, Any] = {"ignore_eos": True, "max_new_tokens": 4000}  # a minute and more
-END_S = 20.0  # SGLang looks every 4 s whether a client is still there
 
 
 def sample() -> Sample:
     (one,) = held_out(1, 3, kinds=("describe",))
     return one
-
-
-async def until_idle(opened: Client) -> None:
-    deadline = time.monotonic() + END_S
-    while await opened.busy():
-        assert time.monotonic() < deadline, f"still busy after {END_S} s"
-        await asyncio.sleep(0.1)
 
 
 async def until_busy(opened: Client) -> None:

@@ -1,9 +1,10 @@
-"""The entry rank's book of requests: who has reported ready, who is admitted, who is rejected.
+"""The book of requests of who decides, the entry rank (inside SGLang the tokenizer's process): who has reported ready,
+who is admitted, who is rejected.
 
 Invariants (property-tested without processes in ``tests/admission``):
 
-* Only the ledger decides, and every decision reaches all ranks through a plan; so all ranks see the same decisions in
-  the same order, however their reports were delayed or interleaved.
+* Only the ledger decides, and every decision reaches all ranks through a broadcast (a plan); so all ranks see the same
+  decisions in the same order, however their reports were delayed or interleaved.
 * A request is admitted only after every rank reported it ready, and at most once.
 * Whatever is ready on all ranks is admitted, ties in arrival order: a request that is not ready holds nobody up. A
   ready request for which there is no room does hold up those that arrived after it, so that a large one is not

@@ -1,4 +1,4 @@
-"""A rank's own table of requests that wait for the entry rank's decision.
+"""A rank's own table of requests that wait for the decision, which is not this rank's.
 
 Invariant: a rank never decides. A request is expected from its arrival; its inputs are parked when they are
 materialized (None: this rank failed on it), by whatever thread did that; it leaves when a plan admits or ends it.
