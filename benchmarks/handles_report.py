@@ -156,7 +156,7 @@ def stall(reports: dict[str, Report]) -> Figure:
             axes.plot([value], [name], "o", color=COLOURS[name], markersize=8)
             axes.annotate(number(value), (value, name), (8, -3), textcoords="offset points", fontsize=8)
         axes.set_xscale("log")
-        axes.set_xlim(0.05, 3000)
+        axes.set_xlim(0.02, 3000)
         plain(axes.xaxis)
         axes.set_xticks([0.1, 1, 10, 100, 1000])
         axes.grid(True)
