@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from coatcheck.arena.available import Available, needed
 from coatcheck.doctor import machine
 
 MEBI = 1 << 20
@@ -46,24 +47,25 @@ def test_old_kernels_are_slower_to_start(release: str, status: str) -> None:
     assert machine.kernel(release).status == status
 
 
-@pytest.mark.parametrize(("free", "status"), [(99, "failed"), (100, "warning"), (199, "warning"), (200, "ok")])
-def test_the_arena_has_to_fit_into_memory(free: int, status: str) -> None:
-    finding = machine.memory(100 * MEBI, free * MEBI)
-    assert finding.status == status
-    assert finding.found == f"{free} MiB to be had, the arena takes 100 MiB"
-
-
 @pytest.mark.parametrize(
-    ("limit", "expected"),
-    [(None, 4000 << 10), ("max", 4000 << 10), ("3000000", 3000000 - 2500000 + 2000000 - 500000), ("1000", 0)],
+    ("more", "status", "means"),
+    [(-1, "failed", "takes 118 MiB"), (0, "warning", "more than half"), (81, "warning", "half"), (82, "ok", "enough")],
 )
-def test_a_container_s_limit_counts_without_the_page_cache(tmp_path: Path, limit: str | None, expected: int) -> None:
-    (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:   4000 kB\nHugePages_Total:  0\n")
-    if limit is not None:
-        (tmp_path / "memory.max").write_text(f"{limit}\n")
-        (tmp_path / "memory.current").write_text("2500000\n")
-        (tmp_path / "memory.stat").write_text("anon 1\nfile 2000000\nshmem 500000\n")
-    assert machine.available(tmp_path / "meminfo", tmp_path) == expected
+def test_the_arena_has_to_fit_into_memory(more: int, status: str, means: str) -> None:
+    free = needed(100 * MEBI) + more * MEBI
+    finding = machine.memory(100 * MEBI, free)
+    assert finding.status == status
+    assert finding.found == f"{free // MEBI} MiB to be had, the arena takes 100 MiB"
+    assert means in finding.means
+
+
+@pytest.mark.parametrize(("nbytes", "status"), [(100 * MEBI, "failed"), (1 << 40, "ok")])
+def test_what_the_machine_and_its_limits_leave_counts(
+    monkeypatch: pytest.MonkeyPatch, nbytes: int, status: str
+) -> None:
+    monkeypatch.setattr(machine, "available", lambda: Available(nbytes, "a test's limit"))
+    (finding,) = [finding for finding in machine.machine(200 * MEBI) if finding.what == "memory"]
+    assert finding.status == status
 
 
 def test_a_small_or_missing_shm_is_sglang_s_trouble_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ Layout: a table of nonces, one of 8 bytes for every page of the segment, then th
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import mmap
@@ -22,11 +21,11 @@ from types import TracebackType
 from typing import Self
 
 from coatcheck.arena.allocator import PAGE, pages
+from coatcheck.arena.available import available, needed
+from coatcheck.arena.populate import populate_read, populate_write
 from coatcheck.errors import ConfigError
 
 NONCE = 8  # bytes of a nonce
-_MADV_POPULATE_READ = 22  # linux/mman.h, both since Linux 5.14
-_MADV_POPULATE_WRITE = 23
 
 
 @dataclass(frozen=True)
@@ -61,18 +60,31 @@ class OwnedMemory:
     """Made by the owner. ``view`` is writable; ``close`` unmaps it and closes both descriptors."""
 
     def __init__(self, size: int) -> None:
-        """Raises ConfigError if the system cannot give ``size`` bytes now (not on first use)."""
+        """Raises ConfigError if the system cannot give ``size`` bytes now, before it takes any of them.
+
+        Takes them all, now (not on first use); other threads of this process run meanwhile. That others took memory
+        in between cannot be ruled out: then the kernel may end a process, as with any use of memory.
+        """
         self._closed = False
-        self._fd = os.memfd_create("coatcheck-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            os.ftruncate(self._fd, size)
-            fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-            self._map = mmap.mmap(self._fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-            _populate(self._map)
-            self._read_fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            os.close(self._fd)
-            raise ConfigError(f"an arena of {size >> 20} MiB is not to be had: {error.strerror}") from error
+        have = available()
+        if needed(size) > have.nbytes:
+            raise ConfigError(
+                f"an arena of {size >> 20} MiB is not to be had: it needs {needed(size) >> 20} MiB, "
+                f"{have.nbytes >> 20} MiB are available ({have.bound})"
+            )
+        with contextlib.ExitStack() as undo:
+            try:
+                self._fd = os.memfd_create("coatcheck-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+                undo.callback(os.close, self._fd)
+                os.ftruncate(self._fd, size)
+                fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+                self._map = mmap.mmap(self._fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+                undo.callback(self._map.close)  # it has a descriptor of its own
+                populate_write(self._map)
+                self._read_fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise ConfigError(f"an arena of {size >> 20} MiB is not to be had: {error.strerror}") from error
+            undo.pop_all()
         self.view = memoryview(self._map)
         here = f"/proc/{os.getpid()}/fd"
         self.address = ArenaAddress(f"{here}/{self._read_fd}", f"{here}/{self._fd}", size)
@@ -109,7 +121,7 @@ class AttachedMemory:
                     raise ConfigError(f"the arena at {path} does not have {address.size} bytes")
                 access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
                 self._map = mmap.mmap(fd, address.size, mmap.MAP_SHARED, access)
-                _map_pages(self._map)
+                populate_read(self._map)
             finally:
                 os.close(fd)
         except OSError as error:
@@ -120,20 +132,3 @@ class AttachedMemory:
         """Idempotent. Raises BufferError while somebody holds a view of it."""
         self.view.release()
         self._map.close()
-
-
-def _map_pages(memory: mmap.mmap) -> None:
-    """Enters every page into this process's page table, now, instead of one fault per page at first use."""
-    with contextlib.suppress(OSError):  # kernels before 5.14: then by faults
-        memory.madvise(_MADV_POPULATE_READ)
-
-
-def _populate(memory: mmap.mmap) -> None:
-    """Faults every page in, now. Kernels before 5.14 do it by touching each page."""
-    try:
-        memory.madvise(_MADV_POPULATE_WRITE)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        for at in range(0, len(memory), PAGE):
-            memory[at] = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import platform
@@ -10,8 +9,8 @@ import re
 import resource
 import shutil
 import subprocess
-from pathlib import Path
 
+from coatcheck.arena.available import available, needed
 from coatcheck.arena.memory import AttachedMemory, OwnedMemory
 from coatcheck.errors import ConfigError
 from coatcheck.findings import Finding
@@ -24,7 +23,7 @@ _TIMEOUT = 20.0  # seconds for nvidia-smi
 
 def machine(arena_bytes: int) -> list[Finding]:
     """Looks at all of it; takes a page of memory for a moment, and asks nvidia-smi where there is one."""
-    return [arena(), kernel(platform.release()), memory(arena_bytes, available()), locked(), shm(), *gpus()]
+    return [arena(), kernel(platform.release()), memory(arena_bytes, available().nbytes), locked(), shm(), *gpus()]
 
 
 def arena() -> Finding:
@@ -63,26 +62,12 @@ def kernel(release: str) -> Finding:
 def memory(wanted: int, free: int) -> Finding:
     """``wanted``: bytes of an arena; ``free``: what can be had now."""
     found = f"{free // _MEBI} MiB to be had, the arena takes {wanted // _MEBI} MiB"
-    if wanted > free:
-        return Finding("memory", found, "too little: the kernel would end a process when the arena is made", "failed")
+    if needed(wanted) > free:
+        means = f"too little: with page tables and a rest for the processes it takes {needed(wanted) // _MEBI} MiB"
+        return Finding("memory", found, means, "failed")
     if wanted > free // 2:
         return Finding("memory", found, "enough, but the arena takes more than half of it", "warning")
     return Finding("memory", found, "enough", "ok")
-
-
-def available(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that can be had now: of the machine, and within the container's limit (control groups, version 2)."""
-    free = _numbers(proc)["MemAvailable:"] << 10
-    with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no limit
-        limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
-        stat = _numbers(cgroup / "memory.stat")
-        free = min(free, limit - used + stat["file"] - stat["shmem"])  # the page cache gives way
-    return max(free, 0)
-
-
-def _numbers(file: Path) -> dict[str, int]:
-    """Name and number of each line."""
-    return {name: int(number) for name, number, *_ in map(str.split, file.read_text().splitlines())}
 
 
 def locked() -> Finding:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from coatcheck.arena import Arena
+from coatcheck.errors import ConfigError
 from coatcheck.frontend.app import create_app
 from coatcheck.frontend.config import FrontendConfig
 from coatcheck.frontend.link import RankLink
@@ -31,11 +32,12 @@ class FrontEnd:
     ) -> None:
         """Addresses as in RankLink: None for private ones. Without a token there are no /admin routes.
 
-        The token is no part of ``config``, which stands on the workers' command lines.
+        The token is no part of ``config``, which stands on the workers' command lines. Raises ConfigError if there
+        is no memory for the arena.
         """
         self.config = config
         self.context = context_length(config.model_dir, config.context)
-        self.arena = Arena(config.arena_bytes) if config.arena_bytes else None
+        self.arena = _arena(config.arena_bytes) if config.arena_bytes else None
         rooms = Rooms(self.arena, config.arena_wait_s) if self.arena is not None else None
         self.pool = WorkerPool(config, rooms=rooms)
         self.link = RankLink(
@@ -90,3 +92,10 @@ class FrontEnd:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def _arena(nbytes: int) -> Arena:
+    try:
+        return Arena(nbytes)
+    except ConfigError as error:
+        raise ConfigError(f"--arena-mib: {error}") from error
