@@ -17,7 +17,7 @@ from rich.text import Text
 from coatcheck import __version__
 from coatcheck.errors import ConfigError
 from coatcheck.findings import Finding
-from coatcheck.integrations.sglang import settings
+from coatcheck.integrations.sglang import settings, sizing
 
 SCHEMA = 1  # of the JSON
 STYLES = {"ok": "green", "warning": "yellow", "failed": "red"}
@@ -66,8 +66,8 @@ def look(sglang: bool) -> list[Finding]:
     try:
         arena_bytes = settings.read(os.environ).arena_bytes
     except ConfigError:  # a finding of its own
-        arena_bytes = settings.read({}).arena_bytes
-    return [*machine(arena_bytes), *sglang_plugin(os.environ, sglang)]
+        arena_bytes = None
+    return [*machine(sizing.LEAST if arena_bytes is None else arena_bytes), *sglang_plugin(os.environ, sglang)]
 
 
 def table(findings: list[Finding]) -> Table:

@@ -1,8 +1,6 @@
-"""An object and its tensors to the bytes of one block, and back, without a copy of the tensors on the way back.
+"""A request's inputs to bytes and back: each large tensor to a block of its own, all the rest to one pickle, the body.
 
-A block: 8 bytes, the length of a table; the table (msgpack: the length of each part); the parts, each at a multiple of
-``ALIGN`` bytes. The first part is a pickle (protocol 5) of the object with the data of its tensors and arrays taken
-out of band; those are the other parts.
+So the same picture in another prompt is the same block. The body names large tensors by their index.
 
 Bytes are held as numpy arrays, which the garbage collector does not look into: Python 3.11 crashes when it collects a
 cycle, a frame of a cancelled task say, that holds a memoryview of a memoryview.
@@ -15,11 +13,11 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from blake3 import blake3
@@ -28,8 +26,8 @@ from numpy.typing import NDArray
 from coatcheck.errors import MaterializeError
 from coatcheck.views import tensor_view
 
-ALIGN = 64  # bytes: a cache line, and more than any element's size
-_LENGTH = 8  # bytes that say how long the table is, little-endian
+MOST_BODY = 4 << 20  # bytes: every rank gets the body by a socket; the ids of 100,000 tokens are 0.5 MB
+LARGE = 1 << 16  # bytes of a tensor that gets a block: below it a block's 4 KiB pages and a rank's lease cost more
 
 # Everything a pickle of ours may name. What SGLang 0.5.23's processors put into their output, and how numpy and msgspec
 # rebuild theirs; nothing of it runs code that the pickle brings.
@@ -58,147 +56,163 @@ class Unpackable(Exception):
     """The object holds something that does not travel this way."""
 
 
-def _tensor(dtype: str, shape: tuple[int, ...], lent: bool, data: Any) -> torch.Tensor:
-    """Stands in a pickle for a tensor. ``lent``: laid over the block, if the reader allows it; else a copy."""
-    kind = getattr(torch, dtype, None)
-    if not isinstance(kind, torch.dtype):
-        raise MaterializeError(f"{dtype!r} is no type of tensor")
-    if 0 in shape:
-        return torch.empty(shape, dtype=kind)
-    flat = tensor_view(data, kind)
-    return (flat if lent else flat.clone()).view(shape)
+def leaves(value: object) -> Iterator[torch.Tensor]:
+    """The tensors in lists, tuples and dictionaries, in their order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from leaves(one)
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from leaves(one)
 
 
-@dataclass(frozen=True)
-class Packed:
-    """What a block is to hold. ``digest``: of all of it, 32 bytes."""
+def large(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Those that get a block, each once. Cheap: no byte is looked at.
 
-    nbytes: int
-    digest: bytes
-    _parts: tuple[tuple[int, Row], ...]  # (start, bytes)
+    Raises Unpackable for what has no plain values in this process's memory.
+    """
+    found: dict[int, torch.Tensor] = {}
+    for tensor in tensors:
+        if type(tensor) is not torch.Tensor or tensor.device.type != "cpu" or tensor.layout != torch.strided:
+            raise Unpackable(f"a {type(tensor).__name__} on {tensor.device}")
+        if tensor.requires_grad or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
+            raise Unpackable("a tensor that is more than its values")
+        if tensor.nbytes >= LARGE:
+            found[id(tensor)] = tensor
+    return list(found.values())
 
-    def write(self, room: memoryview) -> None:
-        """Copies it to the start of ``room``, without the interpreter's lock. What is between parts is not written."""
-        for start, row in self._parts:
-            if row.nbytes:
-                np.copyto(np.frombuffer(room, np.uint8, row.nbytes, start), row)
+
+def flat(tensor: torch.Tensor) -> Row:
+    """Its values as bytes; a copy if they do not lie in a row."""
+    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
 
 
-class Packer:
-    """Packs one object. Keeps what it has laid flat and hashed, so that nothing is copied or hashed twice."""
+class Digests:
+    """Digests of tensors' types, shapes and values, 32 bytes each, kept as long as the tensor is there and unchanged.
+
+    Safe to use from several threads.
+    """
 
     def __init__(self) -> None:
-        self._flat: dict[int, tuple[torch.Tensor, Row]] = {}  # by the tensor's id, which its entry keeps alive
-        self._digests: dict[tuple[int, int], bytes] = {}  # by address and length
+        self._known: dict[int, tuple[weakref.ref[torch.Tensor], int, bytes]] = {}  # by id: tensor, its version
 
-    def digest(self, tensor: torch.Tensor) -> bytes:
-        """Of its type, shape and values; 32 bytes."""
-        head = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
-        return blake3(head).update(self._hash(self.flat(tensor))).digest()
+    def known(self, tensor: torch.Tensor) -> bytes | None:
+        """Without looking at a byte."""
+        found = self._known.get(id(tensor))
+        if found is None or found[0]() is not tensor or found[1] != tensor._version:
+            return None
+        return found[2]
 
-    def pack(self, thing: object, lent: Iterable[torch.Tensor] = ()) -> Packed:
-        """``lent``: tensors in it that a reader may leave over the block. Raises Unpackable."""
-        file, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
-        try:
-            _Pickler(file, buffers, self.flat, {id(tensor) for tensor in lent}).dump(thing)
-        except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
-            raise Unpackable(str(error)) from error
-        parts = [_row(file.getvalue()), *(_row(buffer.raw()) for buffer in buffers)]
-        table = msgspec.msgpack.encode([part.nbytes for part in parts])
-        head = _row(len(table).to_bytes(_LENGTH, "little") + table)
-        *starts, end = _starts(head.nbytes, [part.nbytes for part in parts])
-        digest = blake3(head.data)
-        for part in parts:
-            digest.update(self._hash(part))
-        return Packed(end, digest.digest(), ((0, head), *zip(starts, parts, strict=True)))
-
-    def flat(self, tensor: torch.Tensor) -> Row:
-        """Its values as bytes, laid in a row where they are not. Raises Unpackable."""
-        if id(tensor) not in self._flat:
-            if type(tensor) is not torch.Tensor or tensor.device.type != "cpu" or tensor.layout != torch.strided:
-                raise Unpackable(f"a {type(tensor).__name__} on {tensor.device}")
-            if tensor.requires_grad or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
-                raise Unpackable("a tensor that is more than its values")
-            flat = tensor.contiguous().view(-1).view(torch.uint8)
-            self._flat[id(tensor)] = tensor, flat.numpy()
-        return self._flat[id(tensor)][1]
-
-    def _hash(self, row: Row) -> bytes:
-        if not row.nbytes:
-            return b""
-        place = (row.ctypes.data, row.nbytes)
-        if place not in self._digests:
-            self._digests[place] = blake3(row.data).digest()
-        return self._digests[place]
+    def of(self, tensor: torch.Tensor, row: Row | None = None) -> bytes:
+        """``row``: its bytes, where they have been laid flat already."""
+        digest = self.known(tensor)
+        if digest is None:
+            head = f"{tensor.dtype}{tuple(tensor.shape)} ".encode()
+            digest = blake3(head).update((flat(tensor) if row is None else row).data).digest()
+            if tensor.nbytes >= LARGE:
+                key = id(tensor)
+                gone = weakref.ref(tensor, lambda _: self._known.pop(key, None))
+                self._known[key] = gone, tensor._version, digest
+        return digest
 
 
-def _row(data: bytes | memoryview) -> Row:
-    return np.frombuffer(data, np.uint8) if len(data) else np.empty(0, np.uint8)
+def pack(thing: object, blocks: Sequence[torch.Tensor], lent: Iterable[torch.Tensor]) -> bytes:
+    """The body. ``blocks``: the tensors that travel beside it; ``lent``: those that a reader may leave over its block.
+
+    Raises Unpackable.
+    """
+    file = io.BytesIO()
+    try:
+        _Pickler(file, {id(one): index for index, one in enumerate(blocks)}, {id(one) for one in lent}).dump(thing)
+    except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
+        raise Unpackable(str(error)) from error
+    if file.tell() > MOST_BODY:
+        raise Unpackable(f"{file.tell()} bytes beside the tensors")
+    return file.getvalue()
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(
-        self,
-        file: io.BytesIO,
-        buffers: list[pickle.PickleBuffer],
-        flat: Callable[[torch.Tensor], Row],
-        lent: set[int],
-    ) -> None:
-        super().__init__(file, 5, buffer_callback=buffers.append)
-        self._flat, self._lent = flat, lent
+    def __init__(self, file: io.BytesIO, blocks: dict[int, int], lent: set[int]) -> None:
+        super().__init__(file, 5)
+        self._blocks, self._lent = blocks, lent
 
     def reducer_override(self, one: Any) -> Any:
         """Called for what has no opcode of its own; NotImplemented: as the object itself says."""
+        if isinstance(one, torch.Tensor) and id(one) in self._blocks:
+            return _block, (self._blocks[id(one)], _dtype(one), tuple(one.shape), id(one) in self._lent)
         if isinstance(one, torch.Tensor):
-            data = pickle.PickleBuffer(self._flat(one))  # type: ignore[arg-type]  # numpy's stubs know no Buffer in 3.11
-            return _tensor, (str(one.dtype).removeprefix("torch."), tuple(one.shape), id(one) in self._lent, data)
+            large([one])  # raises Unpackable
+            return _tensor, (_dtype(one), tuple(one.shape), flat(one).tobytes())
         if isinstance(one, type) or callable(one):
             name = getattr(one, "__module__", None), getattr(one, "__qualname__", None)
-            if one is not _tensor and name not in ALLOWED:
+            if one not in _OURS and name not in ALLOWED:
                 raise Unpackable(f"{name[0]}.{name[1]}")
         return NotImplemented
 
 
-def unpack(block: memoryview, lend: bool) -> Any:
-    """What was packed. ``lend``: tensors that were packed as such lie over ``block``, and must not be written to.
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
-    Raises MaterializeError if these are not bytes that a :class:`Packer` made.
+
+def unpack(body: bytes, blocks: Sequence[memoryview]) -> Any:
+    """What was packed. Lent tensors lie over ``blocks``, and must not be written to; all else is a copy.
+
+    Raises MaterializeError if this is not what ``pack`` made, or a block is missing or too small.
     """
     try:
-        length = int.from_bytes(block[:_LENGTH], "little")
-        sizes = msgspec.msgpack.decode(block[_LENGTH : _LENGTH + length], type=list[int])
-        *starts, end = _starts(_LENGTH + length, sizes)
-        if not sizes or min(sizes) < 0 or end > len(block):
-            raise MaterializeError("a block whose parts go beyond its end")
-        first, *rest = (block[start : start + size] for start, size in zip(starts, sizes, strict=True))
-        return _Unpickler(io.BytesIO(first), lend, rest).load()
-    except (pickle.UnpicklingError, msgspec.MsgspecError, EOFError, ValueError, TypeError) as error:
-        raise MaterializeError(f"a block that is not one of ours: {error}") from error
+        return _Unpickler(body, blocks).load()
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError) as error:
+        raise MaterializeError(f"a body that is not one of ours: {error}") from error
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, lend: bool, buffers: Iterable[memoryview]) -> None:
-        super().__init__(file, buffers=buffers)
-        self._lend = lend
+    def __init__(self, body: bytes, blocks: Sequence[memoryview]) -> None:
+        super().__init__(io.BytesIO(body))
+        # No method of this object: it would be in this object's memo, and the blocks held until the collector comes.
+        self._block = partial(_lay, blocks)
 
     def find_class(self, module: str, name: str) -> Any:
         """Called for every name in the pickle."""
-        if (module, name) == (__name__, _tensor.__name__):
-            return _tensor if self._lend else _copied
+        if module == __name__:
+            if name == _block.__name__:
+                return self._block
+            if name == _tensor.__name__:
+                return _tensor
         if (module, name) not in ALLOWED:
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
-        found = super().find_class(module, name)
-        return (lambda *layout: found(*layout).copy()) if name == "_frombuffer" else found  # arrays are never lent
+        return super().find_class(module, name)
 
 
-def _copied(dtype: str, shape: tuple[int, ...], lent: bool, data: Any) -> torch.Tensor:
-    return _tensor(dtype, shape, False, data)
+def _lay(blocks: Sequence[memoryview], index: int, dtype: str, shape: tuple[int, ...], lent: bool) -> torch.Tensor:
+    if not 0 <= index < len(blocks):
+        raise MaterializeError(f"block {index} of {len(blocks)}")
+    made = _view(dtype, shape, blocks[index])
+    return made if lent else made.clone()
 
 
-def _starts(head: int, sizes: Iterable[int]) -> list[int]:
-    """Where each part starts, and, last, where the last one ends."""
-    starts, end = [], head
-    for size in sizes:
-        starts.append(-(-end // ALIGN) * ALIGN)
-        end = starts[-1] + size
-    return [*starts, end]
+def _block(index: int, dtype: str, shape: tuple[int, ...], lent: bool) -> torch.Tensor:
+    """Stands in a pickle for a tensor that travels beside it."""
+    raise MaterializeError(f"block {index} is read with its body only")
+
+
+def _tensor(dtype: str, shape: tuple[int, ...], data: bytes) -> torch.Tensor:
+    """Stands in a pickle for a small tensor."""
+    if 0 in shape:
+        return torch.empty(shape, dtype=_kind(dtype))
+    return _view(dtype, shape, data).clone()
+
+
+_OURS = (_block, _tensor)
+
+
+def _view(dtype: str, shape: tuple[int, ...], data: bytes | memoryview) -> torch.Tensor:
+    return tensor_view(data, _kind(dtype)).view(shape)
+
+
+def _kind(dtype: str) -> torch.dtype:
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype):
+        raise MaterializeError(f"{dtype!r} is no type of tensor")
+    return kind

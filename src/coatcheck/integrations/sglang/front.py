@@ -1,12 +1,15 @@
-"""The arena's owner, in the tokenizer's process: checks payloads in and hears the ranks, without SGLang.
+"""The arena's owner, in the tokenizer's process: checks inputs in and hears the ranks, without SGLang.
 
-Invariants (``tests/integrations/sglang``), beside those of :mod:`coatcheck.integrations.sglang.prepare`:
+Invariants (``tests/integrations/sglang``), beside those of :mod:`coatcheck.integrations.sglang.prepare` and ``room``:
 
+* Room comes first: what finds none has cost nothing but the question.
 * A block is reserved, written, dispatched, and only then named by a ticket; each ticket is one dispatch of its own to
   every rank, so that content that is sent n + 1 times is written once and given back n + 1 times.
 * Whoever waits for the ranks and is cancelled has withdrawn its ticket.
 * A block that a thread may still be writing to is nobody else's, also when who waited for it has gone.
-* The event loop only waits: packing, hashing and copying run on threads, the bulk of it without the interpreter's lock.
+* The event loop only waits: hashing, packing and copying run on threads, the bulk of it without the interpreter's lock.
+* Silence of a rank costs a request at most ``READY_TIMEOUT_S``, and all further ones nothing, until it answers.
+* The arena does not outlive its ranks: when one of them has ended, all of it is freed.
 """
 
 from __future__ import annotations
@@ -16,15 +19,34 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+import numpy as np
+import torch
 import zmq
 
-from coatcheck.arena import Arena, ArenaStatistics, Block
-from coatcheck.integrations.sglang.codec import Packed
+from coatcheck.arena import Arena, ArenaStatistics
+from coatcheck.errors import CoatcheckError
+from coatcheck.integrations.sglang.breaker import Breaker, Silence
+from coatcheck.integrations.sglang.codec import Digests, flat
+from coatcheck.integrations.sglang.pace import Pace
 from coatcheck.integrations.sglang.prepare import Announcements
-from coatcheck.integrations.sglang.records import Attached, Hello, Ticket, Withdrawn, from_ranks
+from coatcheck.integrations.sglang.processes import Processes
+from coatcheck.integrations.sglang.records import (
+    Answer,
+    Attached,
+    Failed,
+    Hello,
+    Probe,
+    Ticket,
+    Withdrawn,
+    from_ranks,
+)
+from coatcheck.integrations.sglang.room import Place, Room, Want
 from coatcheck.messages import Handle, Ready, Returned
 from coatcheck.private_socket import PrivateEndpoint
 from coatcheck.wire import encode
@@ -32,89 +54,197 @@ from coatcheck.wire import encode
 log = logging.getLogger(__name__)
 
 WRITERS = 2  # threads that hash and copy: as many as SGLang 0.5.23 has for its hashes
-READY_TIMEOUT_S = 30.0  # what some rank has not reported by then is refused; as coatcheck's own ranks have it
-LOOK_S = 1.0  # between looks for what is overdue
+READY_TIMEOUT_S = 5.0  # of a rank's report: preparing takes a millisecond, beside whatever its scheduler does
+LOOK_S = 0.5  # between looks for what is overdue, at least
+
+_WAITED_S = 0.001  # below it a request did not wait for room, but for its turn on the event loop
+_OPEN = "coatcheck carries nothing for now, and requests take SGLang's own way, until every rank answers"
 
 
 class Refused(Exception):
-    """Not every rank has the inputs; the text says why."""
+    """SGLang's own code could not take the inputs, on some rank; the text says why."""
+
+
+class Trouble(Exception):
+    """Ours, not the request's: SGLang's own way may serve it."""
+
+
+@dataclass(frozen=True)
+class RankAddress:
+    """A rank, as it tells when it is ready."""
+
+    tickets: str  # where it takes them
+    pid: int
+
+
+class Parcel(Protocol):
+    """A request's inputs, to be checked in."""
+
+    @property
+    def blocks(self) -> Sequence[torch.Tensor]:
+        """The tensors that get a block each."""
+        ...
+
+    @property
+    def unhashed(self) -> int:
+        """Bytes that every rank would hash, by SGLang's own way."""
+        ...
+
+    def body(self, digests: Digests) -> bytes:
+        """All the rest, packed. On a thread. Raises Unpackable."""
+        ...
 
 
 class Front:
-    """``check_in`` is called on an event loop, ``withdraw`` anywhere. ``close`` once nothing is checked in any more."""
+    """``check_in`` is called on an event loop, everything else anywhere."""
 
-    def __init__(self, size: int, ranks: int) -> None:
-        """``size``: bytes of the arena, faulted in here, which takes a while. Raises ConfigError."""
-        self._ranks = ranks
+    def __init__(self, size: int, ranks: Sequence[RankAddress], pace: Pace) -> None:
+        """``size``: bytes of the arena, faulted in here, which takes about a second a GiB. Raises ConfigError."""
+        self.pace = pace
+        self.waits = deque[float]()  # seconds that requests waited for room, of those that waited; who reads, removes
+        self._ranks = len(ranks)
         self._arena = Arena(size)
-        self._lock = threading.Lock()  # around the arena, what is announced, and the ways to the ranks
+        self.digests = Digests()
+        self._breaker = Breaker(self._ranks)
+        self._silence = Silence(self._ranks, READY_TIMEOUT_S)
+        self._lock = threading.Lock()  # around the arena, the breaker, what is announced, and the ways to the ranks
+        self._room = Room(self._arena, self._lock)
         self._names = map(str, itertools.count())
-        self._announcements = Announcements(ranks, READY_TIMEOUT_S, self._tell)
-        self._tickets: dict[int, zmq.Socket[bytes]] = {}  # by rank, as they attach
+        self._announcements = Announcements(self._ranks, READY_TIMEOUT_S, self._tell)
+        self._missing = set(range(self._ranks))  # ranks that have not attached
+        self._heard = threading.Event()  # every rank has said whether it attached, or nothing more will be heard
+        self.problem = ""  # why not all have attached
+        self._closing = False
+        self.closed = threading.Event()
         self._writers = ThreadPoolExecutor(WRITERS, "coatcheck-writer")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.linger = 0
         self._reports = self._context.socket(zmq.PULL)
         self._reports.rcvhwm = 0  # what ranks report is small, and is not lost
-        self._reports.rcvtimeo = round(LOOK_S * 1e3)
         self._endpoint = PrivateEndpoint(self._reports)
+        self._processes = Processes(rank.pid for rank in ranks)
+        self._tickets = [self._connect(rank.tickets) for rank in ranks]
+        with self._lock:
+            self._tell(Hello(self._arena.address.to_json(), self._endpoint.address))
         self._thread = threading.Thread(target=self._hear, name="coatcheck-reports", daemon=True)
         self._thread.start()
 
-    @property
-    def hello(self) -> Hello:
-        """For every rank."""
-        return Hello(self._arena.address.to_json(), self._endpoint.address)
+    def wait_attached(self, timeout_s: float) -> str:
+        """Empty once every rank has mapped the arena; else why not."""
+        if not self._heard.wait(timeout_s):
+            return f"rank {', '.join(map(str, sorted(self._missing)))} did not map the arena within {timeout_s:g} s"
+        return self.problem
 
     @property
-    def attached(self) -> bool:
-        """Every rank has mapped the arena: tickets may go out."""
-        return len(self._tickets) == self._ranks
+    def carries(self) -> bool:
+        """Tickets may go out."""
+        return not self._missing and not self._breaker.open and not self._closing
 
-    async def check_in(self, pack: Callable[[], Packed], copy: bool) -> Ticket:
-        """What ``pack`` makes, on a thread, is in the arena, and every rank has prepared it. ``copy``: as in Ticket.
+    @property
+    def standing_aside(self) -> bool:
+        """The breaker is open."""
+        return self._breaker.open
 
-        The caller sends a claim of it to all ranks, or calls ``withdraw``. Raises ArenaFull or PayloadTooLarge, what
-        ``pack`` raises, and Refused; then nothing is held.
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for room."""
+        return self._room.waiting
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of the arena."""
+        return self._arena.capacity
+
+    async def check_in(self, parcel: Parcel) -> Ticket:
+        """The inputs are in the arena, and every rank has prepared them.
+
+        Waits for room as long as ``pace`` allows. The caller sends a claim of the ticket to all ranks, or calls
+        ``withdraw``. Raises ArenaFull or PayloadTooLarge, Unpackable, Refused and Trouble; then nothing is held.
         """
-        packed = await asyncio.wrap_future(self._writers.submit(pack))
-        request = next(self._names)
+        nbytes = sum(block.nbytes for block in parcel.blocks)
+        wants = [Want(one.nbytes, self.digests.known(one) or b"") for one in parcel.blocks]
         with self._lock:
-            block = self._arena.find(request, packed.digest)
-            empty = self._arena.reserve(packed.nbytes) if block is None else None
-        if empty is not None:
-            await self._write(empty, packed)
-        with self._lock:
-            if empty is not None:
-                block = self._arena.commit(request, empty, packed.nbytes, packed.digest)
-            assert block is not None
-            self._arena.dispatch(request, range(self._ranks))
-            ticket = Ticket(request, Handle(block.offset, block.nonce, (packed.nbytes,), "uint8"), copy)
-            prepared = self._announcements.announce(ticket, time.monotonic())
+            request = next(self._names)
+        asked = time.monotonic()
+        got = await self._room.take(request, wants, self.pace.patience_s(nbytes, parcel.unhashed))
+        start = time.monotonic()
+        if start - asked > _WAITED_S:
+            self.waits.append(start - asked)
         try:
-            refusal = await asyncio.wrap_future(prepared)
+            storing = self._writers.submit(self._store, request, parcel, got)
+        except RuntimeError as error:  # closed meanwhile
+            with self._lock:
+                self._room.give_up(request, got)
+            raise Trouble(str(error)) from error
+        try:
+            handles, body = await asyncio.wrap_future(storing)
+        except asyncio.CancelledError:  # the thread, once it has begun, writes on
+            storing.add_done_callback(lambda done: self._stored_for_nobody(request, got, done))
+            raise
+        with self._lock:
+            if self._closing:
+                self._arena.end(request)
+                raise Trouble("the ranks have ended")
+            if handles:
+                self._arena.dispatch(request, range(self._ranks))
+            ticket = Ticket(request, body, handles)
+            prepared = self._announcements.announce(ticket, time.monotonic())
+            self._silence.told(request, time.monotonic())
+        try:
+            outcome = await asyncio.wrap_future(prepared)
         except BaseException:  # cancelled
             self.withdraw(ticket)
             raise
-        if refusal is not None:
-            raise Refused(refusal)
+        with self._lock:
+            if outcome.end == "ready":
+                self._breaker.carried()
+            elif outcome.end == "failed" and self._breaker.failed(time.monotonic()):
+                log.warning("%s. %s", outcome.why, _OPEN)
+        if outcome.end == "refused":
+            raise Refused(outcome.why)
+        if outcome.end != "ready":
+            raise Trouble(outcome.why)
+        self.pace.carried(nbytes, time.monotonic() - start)
         return ticket
 
-    async def _write(self, block: Block, packed: Packed) -> None:
-        writing = self._writers.submit(self._fill, block, packed)
+    # ------------------------------------------------------------------ on a writer's thread
+
+    def _store(self, request: str, parcel: Parcel, places: list[Place]) -> tuple[tuple[Handle, ...], bytes]:
+        """If it fails, nothing is held."""
         try:
-            await asyncio.wrap_future(writing)
-        except BaseException:  # cancelled: the thread, once it has begun, writes on
-            writing.add_done_callback(lambda _: self._drop(block))
+            for tensor, place in zip(parcel.blocks, places, strict=True):
+                if not place.filled:
+                    self._fill(request, tensor, place)
+            blocks = [place.block for place in places]
+            return tuple(Handle(b.offset, b.nonce, (b.nbytes,), "uint8") for b in blocks), parcel.body(self.digests)
+        except BaseException:
+            with self._lock:
+                self._room.give_up(request, places)
             raise
 
-    def _fill(self, block: Block, packed: Packed) -> None:
-        with self._arena.writable(block) as room:
-            packed.write(room)
-
-    def _drop(self, block: Block) -> None:
+    def _fill(self, request: str, tensor: torch.Tensor, place: Place) -> None:
+        row = flat(tensor)
+        digest = self.digests.of(tensor, row)
         with self._lock:
-            self._arena.cancel(block)
+            known = self._arena.find(request, digest)
+            if known is not None:
+                empty, place.block, place.filled = place.block, known, True
+                self._arena.cancel(empty)
+                return
+        with self._arena.writable(place.block) as room:
+            np.copyto(np.frombuffer(room, np.uint8, row.nbytes), row)  # without the interpreter's lock
+        with self._lock:
+            place.filled = True
+            place.block = self._arena.commit(request, place.block, row.nbytes, digest)
+
+    def _stored_for_nobody(self, request: str, places: list[Place], done: Future[Any]) -> None:
+        with self._lock:
+            if done.cancelled():  # it had not begun
+                self._room.give_up(request, places)
+            elif done.exception() is None:
+                self._arena.end(request)
+
+    # ------------------------------------------------------------------ anywhere
 
     def withdraw(self, ticket: Ticket) -> None:
         """There will be no claim of it, on any rank."""
@@ -127,55 +257,92 @@ class Front:
             return self._arena.statistics()
 
     def close(self) -> None:
-        """Ends the threads and frees the memory. Idempotent."""
-        self._writers.shutdown()
-        self._endpoint.close()
-        self._context.term()  # ends the thread, which closes the sockets
-        self._thread.join()
-        with self._lock:
-            self._arena.close()
+        """Ends the threads and frees the memory, in a second at most. Idempotent."""
+        self._closing = True
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
-    def _tell(self, record: Ticket | Withdrawn) -> None:
+    # ------------------------------------------------------------------ what goes to the ranks, under the lock
+
+    def _connect(self, address: str) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.PUSH)
+        socket.sndhwm = 0  # never blocks
+        socket.connect(address)
+        return socket
+
+    def _tell(self, record: Hello | Ticket | Withdrawn | Probe) -> None:
+        if self._closing:
+            return
         frame = encode(record)
-        for socket in self._tickets.values():
+        for socket in self._tickets:
             socket.send(frame)
 
+    # ------------------------------------------------------------------ the thread that hears them
+
     def _hear(self) -> None:
-        while True:
+        poller = zmq.Poller()
+        poller.register(self._reports, zmq.POLLIN)
+        self._processes.register(poller)
+        while not self._closing:
             try:
-                record = self._next()
+                heard = dict(poller.poll(round(LOOK_S * 1e3)))
+                if self._processes.ended(heard):
+                    break
+                record = from_ranks(self._reports.recv()) if self._reports in heard else None
                 with self._lock:
                     self._take(record, time.monotonic())
-            except zmq.ContextTerminated:
-                break
+            except CoatcheckError:
+                log.exception("what a rank said could not be read")
             except Exception:  # or else nobody would hear the next
                 log.exception("what a rank said could not be taken")
+                time.sleep(LOOK_S)
+        self._end()
+
+    def _end(self) -> None:
+        self._closing = True
         with self._lock:
-            for socket in (self._reports, *self._tickets.values()):
+            self._announcements.give_up("the ranks have ended")
+        self.problem = self.problem or "a rank has ended"
+        self._heard.set()
+        self._writers.shutdown()
+        self._processes.close()
+        self._endpoint.close()
+        with self._lock:
+            for socket in (self._reports, *self._tickets):
                 socket.close()
+            self._arena.close()
+        self._context.term()
+        self.closed.set()
 
-    def _next(self) -> Attached | Ready | Returned | None:
-        """None: nobody has said anything for a while. Raises WireError."""
-        try:
-            return from_ranks(self._reports.recv())
-        except zmq.Again:
-            return None
-
-    def _take(self, record: Attached | Ready | Returned | None, now: float) -> None:
+    def _take(self, record: Attached | Ready | Failed | Returned | Answer | None, now: float) -> None:
         if isinstance(record, Attached):
-            if record.rank not in self._tickets:
-                socket = self._context.socket(zmq.PUSH)
-                socket.sndhwm = 0  # never blocks
-                try:
-                    socket.connect(record.tickets)
-                except BaseException:
-                    socket.close()
-                    raise
-                self._tickets[record.rank] = socket
-        elif isinstance(record, Ready):
+            self._missing.discard(record.rank)
+            if record.problem:
+                self.problem = f"rank {record.rank}: {record.problem}"
+            if not self._missing or record.problem:
+                self._heard.set()
+        elif isinstance(record, (Ready, Failed)):
+            self._silence.heard(record.request, record.rank)
             self._announcements.report(record, now)
         elif isinstance(record, Returned):
             if self._arena.acknowledge(record.request, record.rank):
                 self._arena.end(record.request)
-        else:
-            self._announcements.settle(now)
+        elif isinstance(record, Answer):
+            self._breaker.answered(record.rank, record.number)
+        self._announcements.settle(now)
+        self._watch(now)
+
+    def _watch(self, now: float) -> None:
+        """Opens and closes the breaker."""
+        silent = self._silence.overdue(now)
+        if silent:
+            self._silence.forget()
+            why = f"no report from rank {', '.join(map(str, sorted(silent)))} within {READY_TIMEOUT_S:g} s"
+            if self._breaker.late(now):
+                log.warning("%s. %s", why, _OPEN)
+            self._announcements.give_up(why)
+        number = self._breaker.probe(now)
+        if number is not None:
+            self._tell(Probe(number))
+        if self._breaker.close_if_well(now):
+            log.info("every rank has answered: coatcheck carries again")

@@ -1,12 +1,15 @@
-"""A rank's leases: a block is given back when nothing lies over it any more, and not before.
+"""A rank's leases: a ticket's blocks are given back when nothing lies over any of them any more, and not before.
 
 Invariants (``tests/integrations/sglang``):
 
 * Whatever is laid over lent bytes (tensors, arrays, slices, views of them) keeps the loan alive. Python's own reference
   counts end it, on whatever thread drops the last one.
-* Each ticket is given back exactly once, whether its bytes were lent or could not be.
+* Each ticket with blocks is given back exactly once, whether its bytes were lent or could not be.
 * Ending a loan runs inside somebody else's deallocation, often on a scheduler's thread: it only appends to a deque, and
   wakes nobody, which would cost more than all the rest. While anything is lent, a thread looks every 10 ms.
+* A copy to a GPU out of lent bytes is over when the call returns, because the mapping is pageable and not registered
+  with CUDA: the driver has staged the bytes by then. If the mapping were registered, a loan would have to end with an
+  event of the copy's stream, or a block would be another's while the GPU reads it.
 """
 
 from __future__ import annotations
@@ -31,36 +34,48 @@ log = logging.getLogger(__name__)
 LOOK_S = 0.01  # between looks for what is over
 
 
+class _Loan:
+    """A ticket, and how many of its blocks something may still lie over."""
+
+    def __init__(self, ticket: Ticket, left: int) -> None:
+        self.ticket, self.left = ticket, left
+
+
 class Leases:
     """Lends what lies in the arena. ``send`` is called on a thread of its own, with each ticket's request, once."""
 
     def __init__(self, reader: ArenaReader, send: Callable[[str], None]) -> None:
         self._reader, self._send = reader, send
-        self._lent: dict[int, tuple[weakref.ref[Any], Ticket]] = {}  # by the reference's id, which is kept alive here
-        self._over: deque[weakref.ref[Any] | Ticket] = deque()
+        self._lent: dict[int, tuple[weakref.ref[Any], _Loan]] = {}  # by the reference's id, which is kept alive here
+        self._over: deque[weakref.ref[Any] | _Loan] = deque()
         self._some = threading.Event()  # lent or over
         self._closing = False
         self._thread = threading.Thread(target=self._give_back, name="coatcheck-returns", daemon=True)
         self._thread.start()
 
-    def lend(self, ticket: Ticket) -> memoryview:
-        """The block's bytes, read-only, lent until the last thing that lies over them is gone.
+    def lend(self, ticket: Ticket) -> list[memoryview]:
+        """The blocks' bytes, read-only, lent until the last thing that lies over any of them is gone.
 
         Raises HandleInvalid or HandleStale; then the ticket is given back.
         """
+        if not ticket.handles:
+            return []
         try:
-            view = self._reader.view(ticket.handle)
+            views = [self._reader.view(handle) for handle in ticket.handles]
         except ArenaError:
-            self._over.append(ticket)
+            self._over.append(_Loan(ticket, 1))
             self._some.set()
             raise
-        # An array, because slices of a memoryview refer to what exports the memory, not to the memoryview: so the
-        # array is what all of them hold.
-        loan = np.frombuffer(view, dtype=np.uint8)
-        over = weakref.ref(loan, self._over.append)
-        self._lent[id(over)] = over, ticket
+        loan, lent = _Loan(ticket, len(views)), []
+        for view in views:
+            # An array, because slices of a memoryview refer to what exports the memory, not to the memoryview: so the
+            # array is what all of them hold.
+            array = np.frombuffer(view, dtype=np.uint8)
+            over = weakref.ref(array, self._over.append)
+            self._lent[id(over)] = over, loan
+            lent.append(array.data)
         self._some.set()
-        return loan.data
+        return lent
 
     def close(self, timeout_s: float) -> bool:
         """Sends what is over by now, then ends the thread; later ends are not sent. False if it takes longer."""
@@ -83,9 +98,14 @@ class Leases:
     def _look(self) -> None:
         while self._over:
             over = self._over.popleft()
-            ticket = over if isinstance(over, Ticket) else self._lent.pop(id(over))[1]
+            loan = over if isinstance(over, _Loan) else self._lent.pop(id(over))[1]
+            loan.left -= 1
+            if loan.left > 0:
+                continue
+            ticket = loan.ticket
             try:
-                self._reader.check(ticket.handle)
+                for handle in ticket.handles:
+                    self._reader.check(handle)
             except ArenaError:
-                log.error("the block of request %s was another's before this rank gave it back", ticket.request)
+                log.error("a block of request %s was another's before this rank gave it back", ticket.request)
             self._send(ticket.request)

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 STRATEGY = "handle-background"  # what the plugin does, in our engine's words
 WRITE_S = 1.0  # between writes of what is not written at once
 STATES = ("reserved", "in_use", "quarantined", "cached", "free")
-Way = Literal["carried", "not in the share", "not attached", "no room", "not packable"]  # a request with inputs went
+LAG_S = 0.1  # between looks at how late the event loop is
+# How a request with inputs went.
+Way = Literal[
+    "carried", "not in the share", "not attached", "session", "no room", "not packable", "trouble", "breaker open"
+]  # fmt: skip
 
 
 class NoFrontMetrics:
@@ -39,8 +43,14 @@ class NoFrontMetrics:
     def went(self, way: Way) -> None:
         """A request with inputs was sent on."""
 
-    def arena(self, statistics: ArenaStatistics) -> None:
-        """A snapshot, to be shown until the next."""
+    def front(self, statistics: ArenaStatistics, waiting: int, aside: bool) -> None:
+        """A snapshot, to be shown until the next; ``waiting``: for room; ``aside``: the breaker is open."""
+
+    def waited(self, seconds: float) -> None:
+        """A request waited so long for room, and had it or not."""
+
+    def lag(self, seconds: float) -> None:
+        """The event loop came so late to what was due."""
 
 
 class FrontMetrics(NoFrontMetrics):
@@ -52,7 +62,7 @@ class FrontMetrics(NoFrontMetrics):
     on = True
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        from prometheus_client import Counter, Gauge
+        from prometheus_client import Counter, Gauge, Histogram
 
         requests = Counter(
             "coatcheck_sglang_requests", "Requests with inputs, by their way", ["way"], registry=registry
@@ -67,14 +77,30 @@ class FrontMetrics(NoFrontMetrics):
         )
         self._reservations = Counter("coatcheck_arena_reservations", "Blocks reserved", registry=registry)
         self._hits = Counter("coatcheck_arena_hits", "Payloads whose content was there already", registry=registry)
+        self._waiting, self._breaker = (
+            Gauge(f"coatcheck_sglang_{name}", text, registry=registry, multiprocess_mode="mostrecent")
+            for name, text in (
+                ("room_waiting", "Requests that wait for room in the arena"),
+                ("breaker_open", "1: nothing is carried until every rank answers"),
+            )
+        )
+        self._room_wait, self._lag = (
+            Histogram(f"coatcheck_{name}", text, buckets=SECONDS, registry=registry)
+            for name, text in (
+                ("sglang_room_wait_seconds", "Waiting for room in the arena, of the requests that waited"),
+                ("event_loop_lag_seconds", f"How late the tokenizer's event loop is, looked at every {LAG_S:g} s"),
+            )
+        )
         self._shown: ArenaStatistics | None = None
 
     def went(self, way: Way) -> None:
         """Counts it."""
         self._requests[way].inc()
 
-    def arena(self, statistics: ArenaStatistics) -> None:
+    def front(self, statistics: ArenaStatistics, waiting: int, aside: bool) -> None:
         """Writes what is new since the last."""
+        self._waiting.set(waiting)
+        self._breaker.set(aside)
         shown = self._shown
         if statistics == shown:
             return
@@ -85,6 +111,14 @@ class FrontMetrics(NoFrontMetrics):
         self._hits.inc(statistics.hits - (shown.hits if shown else 0))
         self._shown = statistics
 
+    def waited(self, seconds: float) -> None:
+        """Observed as it is."""
+        self._room_wait.observe(seconds)
+
+    def lag(self, seconds: float) -> None:
+        """Observed as it is."""
+        self._lag.observe(seconds)
+
 
 class NoRankMetrics:
     """A rank's, where metrics are off."""
@@ -92,8 +126,11 @@ class NoRankMetrics:
     def start(self) -> None:
         """The plugin's part of ``recv_requests`` begins."""
 
-    def claimed(self, waited_s: Sequence[float]) -> None:
-        """It ends, and hands on so many requests; ``waited_s``: since the inputs of each were ready on this rank."""
+    def claimed(self, requests: Sequence[tuple[float, float]]) -> None:
+        """It ends, and hands on these requests.
+
+        Of each: seconds since its inputs were ready on this rank, and CPU seconds that the lane spent on them.
+        """
 
     def materialized(self, seconds: float) -> None:
         """Inputs were made. On the thread beside the scheduler's."""
@@ -102,9 +139,10 @@ class NoRankMetrics:
 class RankMetrics(NoRankMetrics):
     """A rank's. To be made after SGLang has prepared for metrics; ``registry`` as in FrontMetrics.
 
-    A request's *stall* is the plugin's part of the ``recv_requests`` that hands it on, on the scheduler's thread; what
-    SGLang's own part takes is not in it. Requests that are handed on at once have an equal share, so that all stalls
-    add up to the scheduler's time lost.
+    A request's *stall* is the plugin's part of the ``recv_requests`` that hands it on, on the scheduler's thread, and
+    the CPU time of the lane that prepared it: so long, at most, the scheduler's thread has waited for the interpreter's
+    lock meanwhile. What SGLang's own part takes is not in it. Requests that are handed on at once have an equal share
+    of the first part, so that all stalls add up to at least the scheduler's time lost.
     """
 
     def __init__(self, rank: int, registry: CollectorRegistry | None = None) -> None:
@@ -115,7 +153,7 @@ class RankMetrics(NoRankMetrics):
             made = Histogram(f"coatcheck_{name}", text, labels, buckets=SECONDS, registry=registry)
             return made.labels(**labels)
 
-        self._stall = histogram("stall_seconds", "Scheduler's thread, by request: wall")
+        self._stall = histogram("stall_seconds", "Scheduler's thread, by request: wall, waits for the lane included")
         self._stall_cpu = histogram("stall_cpu_seconds", "Scheduler's thread, by request: CPU")
         self._materialize = histogram("materialize_seconds", "Arrived to inputs, by request")
         self._wait = histogram("admission_wait_seconds", "Ready on this rank to claimed")
@@ -126,13 +164,13 @@ class RankMetrics(NoRankMetrics):
         """The clocks run."""
         self._began = time.monotonic(), time.thread_time()
 
-    def claimed(self, waited_s: Sequence[float]) -> None:
+    def claimed(self, requests: Sequence[tuple[float, float]]) -> None:
         """They stand."""
-        if waited_s:
+        if requests:
             wall, cpu = self._began
-            wall_share = (time.monotonic() - wall) / len(waited_s)
-            cpu_share = (time.thread_time() - cpu) / len(waited_s)
-            self._unwritten.extend((wall_share, cpu_share, waited) for waited in waited_s)
+            wall_share = (time.monotonic() - wall) / len(requests)
+            cpu_share = (time.thread_time() - cpu) / len(requests)
+            self._unwritten.extend((wall_share + lane, cpu_share, waited) for waited, lane in requests)
 
     def materialized(self, seconds: float) -> None:
         """Observed as it is."""

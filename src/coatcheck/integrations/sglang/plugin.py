@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+from functools import partial
+from typing import Any
 
 from coatcheck.integrations.sglang import settings
-from coatcheck.integrations.sglang.rollcall import Hook, RollCall, stand_aside
+from coatcheck.integrations.sglang.rollcall import RollCall, stand_aside
 from coatcheck.integrations.sglang.targets import HOOKED, check, failures
 
 GROUP = "sglang.srt.plugins"  # the entry points that SGLang loads
@@ -33,8 +35,9 @@ def register() -> None:
             return
         from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-        welcome = f"an arena of {chosen.arena_bytes >> 20} MiB, {chosen.share:.0%} of requests"
-        hooks = RollCall(adapter_hooks(chosen), welcome).hooks
+        tokenizer, ranks = adapters()
+        roll_call = RollCall({**tokenizer.HOOKS, **ranks.HOOKS}, ranks.join, partial(tokenizer.open_arena, chosen))
+        hooks = roll_call.hooks
         unknown = hooks.keys() ^ {function.path for function in HOOKED}
         if unknown:
             raise LookupError(f"hooks and targets disagree about {', '.join(sorted(unknown))}")
@@ -44,8 +47,7 @@ def register() -> None:
         stand_aside(f"{type(error).__name__}: {error}")
 
 
-def adapter_hooks(chosen: settings.Settings) -> dict[str, Hook]:
-    """What the tokenizer's and the ranks' side hook, by path. They import SGLang, so they are imported here."""
+def adapters() -> tuple[Any, Any]:
+    """The tokenizer's and the ranks' side. They import SGLang, so they are imported here."""
     tokenizer, ranks = (importlib.import_module(f"coatcheck.integrations.sglang.{name}") for name in _SIDES)
-    tokenizer.configure(chosen)
-    return {**tokenizer.HOOKS, **ranks.HOOKS}
+    return tokenizer, ranks

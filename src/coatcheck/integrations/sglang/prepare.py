@@ -7,13 +7,14 @@ sends it, a claim in place of its inputs; the scheduler's thread of each rank cl
 
 * **Ranks cannot diverge.** What a scheduler does depends on SGLang's own broadcast alone. Reports, clocks and failures
   are only ever read by the tokenizer's process, and end there: in a claim, in a refusal, which rides in the broadcast
-  as well, or in nothing being sent.
+  as well, or in SGLang's own way, which is as if nothing had been announced.
 * **A claim does not fail**: it is sent only after every rank has reported the inputs ready, and they lie there until
   they are claimed or withdrawn. A request whose ticket was withdrawn is never sent with a claim.
-* A ticket is decided once: ready on all ranks, or refused, because one of them failed or was silent for too long, or
-  given up by who announced it. Unless it is ready, it is withdrawn on every rank.
+* A ticket is decided once: ready on all ranks; refused, because SGLang itself could not take the inputs on one of
+  them; failed or late, which is our trouble and not the request's; or given up by who announced it. Unless it is
+  ready, it is withdrawn on every rank.
 * Waiting is bounded. A rank prepares one ticket after the other, beside its scheduler.
-* Whatever the end, each rank makes a ticket's inputs once and lets go of them once, and so gives its block back once.
+* Whatever the end, each rank makes a ticket's inputs once and lets go of them once, and so gives its blocks back once.
 """
 
 from __future__ import annotations
@@ -21,16 +22,28 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
 
 from coatcheck.admission import Ledger, Parked
-from coatcheck.errors import CoatcheckError
-from coatcheck.integrations.sglang.records import Ticket, Withdrawn
+from coatcheck.integrations.sglang.records import Failed, Ticket, Withdrawn
 from coatcheck.messages import Ready
 
 I = TypeVar("I")  # noqa: E741 - a rank's inputs
 
 log = logging.getLogger(__name__)
+
+
+class InputsRefused(Exception):
+    """SGLang's own code could not take the inputs: by its own way the request would have ended its scheduler."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a ticket, and why."""
+
+    end: Literal["ready", "refused", "failed", "late", "given up"]
+    why: str = ""
 
 
 class Announcements:
@@ -40,50 +53,65 @@ class Announcements:
         """``tell`` reaches every rank, in order, and must not block."""
         self._ledger = Ledger(ranks, ready_timeout_s)
         self._tell = tell
-        self._open: dict[str, Future[str | None]] = {}
+        self._open: dict[str, Future[Outcome]] = {}
+        self._ends: dict[str, Literal["refused", "failed", "given up"]] = {}  # of those for which that is known
 
-    def announce(self, ticket: Ticket, now: float) -> Future[str | None]:
-        """None when every rank has reported it ready; else why it is refused, and then it is withdrawn."""
+    def announce(self, ticket: Ticket, now: float) -> Future[Outcome]:
+        """How it ends. Unless it is ready, it is withdrawn then."""
         self._ledger.arrive(ticket.request, now)
-        outcome = self._open[ticket.request] = Future[str | None]()
+        outcome = self._open[ticket.request] = Future[Outcome]()
         self._tell(ticket)
         return outcome
 
-    def report(self, ready: Ready, now: float) -> None:
+    def report(self, report: Ready | Failed, now: float) -> None:
         """A rank's, in any order, at any time."""
-        self._ledger.report(ready.request, ready.rank, ready.error)
+        error = report.why if isinstance(report, Failed) else report.error
+        if error is not None and report.request in self._open:
+            self._ends.setdefault(report.request, "failed" if isinstance(report, Failed) else "refused")
+        self._ledger.report(report.request, report.rank, error)
         self.settle(now)
 
     def settle(self, now: float) -> None:
-        """To be called now and then, also when nothing is reported: so what is overdue is refused."""
+        """To be called now and then, also when nothing is reported: so what is overdue is given up."""
         deadline = self._ledger.next_deadline()
         if not self._ledger.undecided() and (deadline is None or now < deadline):
             return
         decision = self._ledger.decide(now, lambda request: True)
         for request in decision.admitted:
             self._ledger.finish(request)
-            self._decide(request, None)
+            self._decide(request, Outcome("ready"))
         for rejection in decision.rejected:
             self._tell(Withdrawn(rejection.request))
-            self._decide(rejection.request, rejection.reason)
+            self._decide(rejection.request, Outcome(self._ends.pop(rejection.request, "late"), rejection.reason))
 
-    def _decide(self, request: str, refusal: str | None) -> None:
-        outcome = self._open.pop(request)
-        if outcome.set_running_or_notify_cancel():
-            outcome.set_result(refusal)
+    def give_up(self, why: str) -> None:
+        """Of whatever is open, for a reason that is none of its own."""
+        for request in list(self._open):
+            self._ends[request] = "given up"
+            self._ledger.fail(request, why)
+        self.settle(0.0)
+
+    def _decide(self, request: str, outcome: Outcome) -> None:
+        waiting = self._open.pop(request)
+        if waiting.set_running_or_notify_cancel():
+            waiting.set_result(outcome)
 
     def withdraw(self, request: str) -> None:
         """Nobody will claim it. To be called for what is ready, too, if it is not sent; may be called twice."""
         self._ledger.abort(request)
         self._open.pop(request, None)
+        self._ends.pop(request, None)
         self._tell(Withdrawn(request))
 
 
 class Preparer(Generic[I]):
     """A rank's side. ``take`` is called by one thread, ``claim`` by the scheduler's."""
 
-    def __init__(self, rank: int, make: Callable[[Ticket], I], report: Callable[[Ready], None]) -> None:
-        """``make`` gives the ticket's block back, if it fails; else its inputs do, when nothing refers to them."""
+    def __init__(self, rank: int, make: Callable[[Ticket], I], report: Callable[[Ready | Failed], None]) -> None:
+        """``make`` gives the ticket's blocks back, if it fails; else its inputs do, when nothing refers to them.
+
+        It raises InputsRefused if SGLang cannot take them.
+        """
         self._rank, self._make, self._report = rank, make, report
         self._parked = Parked[I](rank)
 
@@ -92,16 +120,19 @@ class Preparer(Generic[I]):
         if isinstance(record, Withdrawn):
             self._parked.drop(record.request)
             return
-        reason = None
+        report: Ready | Failed = Ready(record.request, self._rank, None)
         self._parked.expect(record.request)
         try:
             self._parked.park(record.request, self._make(record))
         except Exception as error:
             self._parked.drop(record.request)
             log.exception("rank %d could not prepare the multimodal inputs of request %s", self._rank, record.request)
-            why = str(error) if isinstance(error, CoatcheckError) else type(error).__name__
-            reason = f"Multimodal inputs could not be prepared on rank {self._rank}: {why}"
-        self._report(Ready(record.request, self._rank, reason))
+            why = f"Multimodal inputs could not be prepared on rank {self._rank}: {error or type(error).__name__}"
+            if isinstance(error, InputsRefused):
+                report = Ready(record.request, self._rank, why)
+            else:
+                report = Failed(record.request, self._rank, why)
+        self._report(report)
 
     def claim(self, request: str) -> I:
         """Hands the inputs over. Raises RanksDisagree if there are none, which the rules exclude."""

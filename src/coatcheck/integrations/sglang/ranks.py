@@ -3,12 +3,13 @@
 Around ``SchedulerRequestReceiver.recv_requests``, which gives all ranks the same list. What may be decided where stands
 in :mod:`coatcheck.integrations.sglang.prepare`. No collective is added, and no turn of the scheduler's.
 
-Until a Hello has come, nothing happens here; it comes in that broadcast, too.
+A rank takes part from the moment that SGLang asks it whether it is ready; until a Hello has come it only listens.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from array import array
@@ -17,7 +18,6 @@ from typing import Any, NamedTuple
 
 import zmq
 from sglang.srt.managers.io_struct import (
-    AbortReq,
     BatchTokenizedEmbeddingReqInput,
     BatchTokenizedGenerateReqInput,
     MMInputsProcessError,
@@ -28,31 +28,61 @@ from sglang.srt.managers.schedule_batch import MultimodalInputs, MultimodalProce
 from sglang.srt.runtime_context import get_parallel
 
 from coatcheck.arena import ArenaAddress, ArenaReader
-from coatcheck.errors import MaterializeError, WireError
+from coatcheck.errors import ConfigError, MaterializeError
 from coatcheck.integrations.sglang.codec import unpack
 from coatcheck.integrations.sglang.leases import Leases
 from coatcheck.integrations.sglang.metrics import rank_metrics
-from coatcheck.integrations.sglang.prepare import Preparer
-from coatcheck.integrations.sglang.records import MARK, Attached, Claim, Hello, Ticket, read_note, ticket_of
+from coatcheck.integrations.sglang.prepare import InputsRefused, Preparer
+from coatcheck.integrations.sglang.records import Answer, Attached, Claim, Failed, Hello, Probe, Ticket, to_ranks
+from coatcheck.integrations.sglang.rollcall import Facts
+from coatcheck.integrations.sglang.sizing import token_bytes
 from coatcheck.integrations.sglang.support import metrics_wanted
-from coatcheck.messages import Returned
+from coatcheck.messages import Ready, Returned
 from coatcheck.private_socket import PrivateEndpoint
 from coatcheck.process import set_name
 from coatcheck.wire import encode
 
 log = logging.getLogger(__name__)
 
-# Models that only read their features, so that these may stay in read-only memory: a write there would kill the rank.
-# Read in SGLang 0.5.23's models: each concatenates its items' features into a new tensor before anything else. Other
-# models get copies, made beside the scheduler's thread.
+# On a GPU every feature is copied there before a model sees it, or read by the copy that the model makes: none of
+# SGLang 0.5.23's models writes to a feature in the host's memory. On a CPU a model works on the features themselves,
+# and a write to the read-only mapping would kill the rank: there only models that were read, line by line, are served.
+# Each copies its items' features (torch.cat, materialize_multimodal_features, pad_sequence) before anything else.
 READERS = frozenset(
     {
-        "Qwen2VLForConditionalGeneration",  # models/qwen2_vl.py: get_image_feature, get_video_feature
-        "Qwen2_5_VLForConditionalGeneration",  # models/qwen2_5_vl.py: likewise
-        "Qwen3VLForConditionalGeneration",  # models/qwen3_vl.py: _get_visual_feature
-        "Qwen3VLMoeForConditionalGeneration",  # models/qwen3_vl_moe.py: inherits it
+        "Qwen2VLForConditionalGeneration",
+        "Qwen2_5_VLForConditionalGeneration",
+        "Qwen3VLForConditionalGeneration",
+        "Qwen3VLMoeForConditionalGeneration",
+        "Qwen3_5ForConditionalGeneration",
+        "Qwen3_5MoeForConditionalGeneration",
+        "Qwen3OmniMoeForConditionalGeneration",
+        "KimiK25ForConditionalGeneration",
+        "KimiVLForConditionalGeneration",
+        "InternVLChatModel",
+        "InternS1ForConditionalGeneration",
+        "Glm4vForConditionalGeneration",
+        "Glm4vMoeForConditionalGeneration",
+        "Llama4ForConditionalGeneration",
+        "Ernie4_5_VLMoeForConditionalGeneration",
+        "Phi4MMForCausalLM",
+        "DotsOCRForCausalLM",
+        "MiniCPMV",
+        "MiniCPMV4_6ForConditionalGeneration",
+        "MiniCPMV4_7ForConditionalGeneration",
+        "MiniCPMO",
     }
 )
+# Models whose padded ids are the processor's to make (processors/qwen_vl.py), which makes them where it knows the hash.
+PADDED = frozenset(
+    {
+        "Qwen2VLForConditionalGeneration",
+        "Qwen2_5_VLForConditionalGeneration",
+        "Qwen3VLForConditionalGeneration",
+        "Qwen3VLMoeForConditionalGeneration",
+    }
+)
+_MODELS = "sglang.srt.models."
 
 _SINGLE = (TokenizedGenerateReqInput, TokenizedEmbeddingReqInput)
 _BATCH = (BatchTokenizedGenerateReqInput, BatchTokenizedEmbeddingReqInput)
@@ -64,6 +94,7 @@ class _Prepared(NamedTuple):
 
     inputs: Any  # SGLang's
     at: float  # time.monotonic()
+    cpu_s: float  # that preparing took, of the thread beside the scheduler's
 
 
 class _Refusal(MMInputsProcessError, frozen=True):  # type: ignore[call-arg, misc]  # SGLang has no types
@@ -73,83 +104,92 @@ class _Refusal(MMInputsProcessError, frozen=True):  # type: ignore[call-arg, mis
 
 
 class RankSide:
-    """One scheduler's, of one receiver. Its thread calls everything that has no underscore."""
+    """One scheduler's. Made on its thread when its model is loaded; its lane is a thread of its own."""
 
-    def __init__(self, receiver: Any) -> None:
+    def __init__(self, scheduler: Any) -> None:
+        """Raises ConfigError if the model is not one that may be lent read-only memory."""
+        model = type(scheduler.tp_worker.model_runner.model)
+        if scheduler.device == "cpu" and not (model.__name__ in READERS and model.__module__.startswith(_MODELS)):
+            raise ConfigError(f"on a CPU, {model.__name__} is not known to leave its features as they are")
         self._rank: int = get_parallel().tp_rank
         self._metrics = rank_metrics(metrics_wanted(), self._rank)
-        self._model = receiver.model_config
+        self._modalities: bool = scheduler.model_config.requires_mm_token_modalities
+        self._padded = model.__name__ in PADDED and model.__module__.startswith(_MODELS)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.linger = 0  # so that a rank can end
-        self._preparer = Preparer[_Prepared](self._rank, self._prepare, lambda ready: self._reports.send(encode(ready)))
-        self._thread: threading.Thread | None = None
-        self._leases: Leases  # the thread's, as is what follows
+        self._tickets = self._context.socket(zmq.PULL)
+        self._tickets.rcvhwm = 0  # what is announced is small, and is not lost
+        self._endpoint = PrivateEndpoint(self._tickets)
+        self._preparer = Preparer[_Prepared](self._rank, self._prepare, self._report)
+        self._leases: Leases  # the lane's, as is what follows
         self._reports: zmq.Socket[bytes]
-        self._modalities: bool  # whether the scheduler wants the modality of every token
-        self._reader: bool  # whether the model only reads its features
+        self.facts = Facts(
+            tickets=self._endpoint.address,
+            pid=os.getpid(),
+            pool_tokens=scheduler.max_total_num_tokens,
+            running=scheduler.max_running_requests,
+            input_tokens=scheduler.max_req_input_len,
+            token_bytes=token_bytes(scheduler.model_config.hf_config),
+            # Of one server its tokenizer's process and its entry rank know the same socket; other ranks have none.
+            server=_endpoint(scheduler.request_receiver.recv_from_tokenizer),
+        )
+        threading.Thread(target=self._serve, name="coatcheck-lane", daemon=True).start()
 
-    def receive(self, original: Callable[..., list[Any]], receiver: Any, local_reqs: list[Any] | None) -> list[Any]:
-        """In place of the receiver's ``recv_requests``."""
-        arrived = original(receiver, local_reqs)
-        if not arrived:
-            return arrived
+    def receive(self, arrived: list[Any]) -> None:
+        """What ``recv_requests`` has received: claims become inputs."""
         self._metrics.start()
         claiming = [request for request in _requests(arrived) if type(request.mm_inputs) is Claim]
-        self._metrics.claimed([waited for request in claiming if (waited := self._claim(request)) is not None])
-        return [one for one in arrived if not (isinstance(one, AbortReq) and self._is_ours(one))]
+        self._metrics.claimed([claimed for request in claiming if (claimed := self._claim(request)) is not None])
 
     # ------------------------------------------------------------------ the scheduler's thread
 
-    def _claim(self, request: Any) -> float | None:
-        """Seconds for which the inputs have lain ready; None: there are none, and the request fails."""
+    def _claim(self, request: Any) -> tuple[float, float] | None:
+        """Seconds for which the inputs have lain ready, and those that the lane worked on them.
+
+        None: there are none, and the request fails.
+        """
         claim: Claim = request.mm_inputs
         if claim.refusal is not None:
             request.mm_inputs = _Refusal(claim.refusal)
             return None
         prepared = self._preparer.claim(claim.request)
         request.mm_inputs = prepared.inputs
-        return time.monotonic() - prepared.at
+        return time.monotonic() - prepared.at, prepared.cpu_s
 
-    def _is_ours(self, abort: Any) -> bool:
-        """A note, which is read then, and is not the scheduler's business."""
-        if abort.rid != MARK or not abort.abort_message:
-            return False
-        try:
-            hello = read_note(abort.abort_message)
-        except WireError as error:
-            log.error("a note could not be read: %s", error)
-            return True
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, args=[hello], name="coatcheck-lane", daemon=True)
-            self._thread.start()
-        return True
+    # ------------------------------------------------------------------ the lane
 
-    # ------------------------------------------------------------------ the thread beside it
-
-    def _serve(self, hello: Hello) -> None:
+    def _serve(self) -> None:
         set_name("coatcheck-lane")
-        try:
-            tickets = self._attach(hello)
-        except Exception:  # never attached, no request is carried
-            log.exception("coatcheck stands aside, and SGLang works as without it: a rank could not map the arena")
-            return
+        attached = False
         while True:
             try:
-                self._preparer.take(ticket_of(tickets.recv()))
-            except Exception:  # its request is refused, in time, for want of a report
-                log.exception("rank %d could not take a ticket", self._rank)
+                record = to_ranks(self._tickets.recv())
+                if isinstance(record, Hello):
+                    attached = self._attach(record)
+                elif not attached:
+                    continue
+                elif isinstance(record, Probe):
+                    self._reports.send(encode(Answer(record.number, self._rank)))
+                else:
+                    self._preparer.take(record)
+            except Exception:  # in time, its request goes another way, for want of a report
+                log.exception("rank %d could not take what it was told", self._rank)
 
-    def _attach(self, hello: Hello) -> zmq.Socket[bytes]:
-        self._modalities = self._model.requires_mm_token_modalities
-        self._reader = not READERS.isdisjoint(self._model.hf_config.architectures)
-        reader = ArenaReader(ArenaAddress.from_json(hello.arena))
-        tickets = self._context.socket(zmq.PULL)
-        tickets.rcvhwm = 0  # what is announced is small, and is not lost
-        self._endpoint = PrivateEndpoint(tickets)
-        self._reports, returns = self._push(hello.reports), self._push(hello.reports)  # each has a thread of its own
-        self._leases = Leases(reader, lambda request: returns.send(encode(Returned(request, self._rank))))
-        self._reports.send(encode(Attached(self._rank, self._endpoint.address)))
-        return tickets
+    def _attach(self, hello: Hello) -> bool:
+        self._reports = self._push(hello.reports)
+        problem = ""
+        try:
+            reader = ArenaReader(ArenaAddress.from_json(hello.arena))
+            returns = self._push(hello.reports)  # another thread's
+            self._leases = Leases(reader, lambda request: returns.send(encode(Returned(request, self._rank))))
+        except Exception as error:
+            log.exception("rank %d could not map the arena", self._rank)
+            problem = f"{type(error).__name__}: {error}"
+        self._reports.send(encode(Attached(self._rank, problem)))
+        return not problem
+
+    def _report(self, report: Ready | Failed) -> None:
+        self._reports.send(encode(report))
 
     def _push(self, address: str) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.PUSH)
@@ -158,22 +198,29 @@ class RankSide:
         return socket
 
     def _prepare(self, ticket: Ticket) -> _Prepared:
-        start = time.monotonic()
+        start, cpu = time.monotonic(), time.thread_time()
         inputs = self._inputs(ticket)
         ready = time.monotonic()
         self._metrics.materialized(ready - start)
-        return _Prepared(inputs, ready)
+        return _Prepared(inputs, ready, time.thread_time() - cpu)
 
     def _inputs(self, ticket: Ticket) -> Any:
-        output = unpack(self._leases.lend(ticket), lend=self._reader and not ticket.copy)
+        output = unpack(ticket.body, self._leases.lend(ticket))
         if not isinstance(output, MultimodalProcessorOutput):
-            raise MaterializeError(f"a block that holds a {type(output).__name__}")
-        inputs = MultimodalInputs.from_processor_output(output, requires_mm_token_modalities=self._modalities)
-        if inputs.padded_input_ids is None and self._reader:  # as these models' processor does, where it knows the hash
-            inputs.padded_input_ids = output.build_padded_input_ids(output.input_ids, inputs.mm_items)
+            raise MaterializeError(f"a ticket that holds a {type(output).__name__}")
+        try:
+            inputs = MultimodalInputs.from_processor_output(output, requires_mm_token_modalities=self._modalities)
+            if inputs.padded_input_ids is None and self._padded:
+                inputs.padded_input_ids = output.build_padded_input_ids(output.input_ids, inputs.mm_items)
+        except Exception as error:
+            raise InputsRefused(f"{type(error).__name__}: {error}") from error
         if inputs.padded_input_ids is not None:
             inputs.padded_input_ids = array("q", inputs.padded_input_ids)  # which the scheduler would make of it
         return inputs
+
+
+def _endpoint(socket: Any) -> str:
+    return "" if socket is None else socket.getsockopt(zmq.LAST_ENDPOINT).decode()
 
 
 def _requests(arrived: list[Any]) -> Iterator[Any]:
@@ -188,16 +235,19 @@ def _requests(arrived: list[Any]) -> Iterator[Any]:
 _sides: dict[int, tuple[Any, RankSide]] = {}  # by the receiver's id, which is its own as long as it is kept here
 
 
-def side(receiver: Any) -> RankSide:
-    """The receiver's, made when it is first asked for."""
-    if id(receiver) not in _sides:
-        _sides[id(receiver)] = receiver, RankSide(receiver)
-    return _sides[id(receiver)][1]
+def join(scheduler: Any) -> Facts:
+    """The scheduler's rank takes part from now on. Raises if it cannot, with the reason."""
+    made = RankSide(scheduler)
+    _sides[id(scheduler.request_receiver)] = scheduler.request_receiver, made
+    return made.facts
 
 
 def recv_requests(original: Callable[..., list[Any]], receiver: Any, local_reqs: list[Any] | None = None) -> list[Any]:
     """Around ``SchedulerRequestReceiver.recv_requests``."""
-    return side(receiver).receive(original, receiver, local_reqs)
+    arrived = original(receiver, local_reqs)
+    if arrived and id(receiver) in _sides:
+        _sides[id(receiver)][1].receive(arrived)
+    return arrived
 
 
 HOOKS: dict[str, Callable[..., Any]] = {f"{_RECEIVER}.recv_requests": recv_requests}

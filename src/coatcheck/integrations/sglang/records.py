@@ -2,14 +2,13 @@
 
 Way of a start, and of a request::
 
-    tokenizer -> (Hello) -> every rank         as a note, in SGLang's own broadcast
-    every rank -> (Attached) -> tokenizer      once all have, requests may be carried
-    tokenizer -> (Ticket) -> every rank -> (Ready) -> tokenizer
+    every rank -> (where it takes tickets) -> tokenizer    in what a rank tells SGLang when it is ready (rollcall)
+    tokenizer -> (Hello) -> every rank -> (Attached) -> tokenizer
+    tokenizer -> (Ticket) -> every rank -> (Ready | Failed) -> tokenizer
     tokenizer -> (Claim) -> every rank         inside the request, in SGLang's own broadcast
     tokenizer -> (Withdrawn) -> every rank     instead, if there will be no claim
-    every rank -> (Returned) -> tokenizer
-
-The note is one of SGLang's own abort messages that can match no request, so that a rank without the plugin ignores it.
+    every rank -> (Returned) -> tokenizer      when nothing lies over the request's blocks any more
+    tokenizer -> (Probe) -> every rank -> (Answer) -> tokenizer     after a rank was silent, until all have answered
 """
 
 from __future__ import annotations
@@ -18,39 +17,57 @@ from typing import ClassVar
 
 import msgspec
 
-from coatcheck.errors import WireError
 from coatcheck.messages import Handle, Ready, Record, Returned
 from coatcheck.wire import Decoder
 
-MARK = "\0coatcheck"  # the request id of a note: no client's can be its prefix, since SGLang refuses empty ones
-
 
 class Hello(Record, frozen=True):
-    """Tokenizer -> every rank, once: where the arena is (ArenaAddress as JSON), and where ranks are heard."""
+    """Tokenizer -> every rank, first and once: where the arena is (ArenaAddress as JSON), and where ranks are heard."""
 
     arena: str
     reports: str
 
 
 class Attached(Record, frozen=True):
-    """Rank -> tokenizer, once: it has mapped the arena, and takes tickets at that address."""
+    """Rank -> tokenizer, once: it has mapped the arena; or why it could not, and then it takes no ticket."""
 
     rank: int
-    tickets: str
+    problem: str = ""
 
 
 class Ticket(Record, frozen=True):
-    """Tokenizer -> every rank: prepare what is in that block. Valid until this rank has sent Returned for it."""
+    """Tokenizer -> every rank: prepare these inputs. The blocks are valid until this rank has sent Returned for it."""
 
     request: str  # of one dispatch: unique among all of this server, and not the client's request id
-    handle: Handle  # uint8, (bytes,)
-    copy: bool = False  # SGLang keeps the tensors beyond the request's end: lend none, copy them
+    body: bytes  # the inputs, by :mod:`coatcheck.integrations.sglang.codec`, without their large tensors
+    handles: tuple[Handle, ...]  # the large tensors, in the codec's order; each uint8, (bytes,)
 
 
 class Withdrawn(Record, frozen=True):
     """Tokenizer -> every rank: there will be no claim. Of a ticket that this rank has dropped already: ignored."""
 
     request: str
+
+
+class Probe(Record, frozen=True):
+    """Tokenizer -> every rank: answer, if you can."""
+
+    number: int
+
+
+class Answer(Record, frozen=True):
+    """Rank -> tokenizer: it works off what it is told, up to that probe."""
+
+    number: int
+    rank: int
+
+
+class Failed(Record, frozen=True):
+    """Rank -> tokenizer: the plugin could not prepare a ticket here. SGLang's own way may serve the request."""
+
+    request: str
+    rank: int
+    why: str
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -64,19 +81,5 @@ class Claim(msgspec.Struct, frozen=True):
     mm_items: ClassVar[tuple[()]] = ()
 
 
-ticket_of = Decoder[Ticket | Withdrawn](Ticket | Withdrawn)
-from_ranks = Decoder[Attached | Ready | Returned](Attached | Ready | Returned)
-_note: msgspec.json.Decoder[Hello] = msgspec.json.Decoder(Hello)
-
-
-def write_note(hello: Hello) -> str:
-    """For the text of an abort message."""
-    return msgspec.json.encode(hello).decode()
-
-
-def read_note(text: str) -> Hello:
-    """What ``write_note`` made. Raises WireError for anything else."""
-    try:
-        return _note.decode(text)
-    except msgspec.MsgspecError as error:
-        raise WireError(f"not a note of ours: {error}") from error
+to_ranks = Decoder[Hello | Ticket | Withdrawn | Probe](Hello | Ticket | Withdrawn | Probe)
+from_ranks = Decoder[Attached | Ready | Failed | Returned | Answer](Attached | Ready | Failed | Returned | Answer)

@@ -5,12 +5,14 @@ tokenizer and the ranks are processes that each do this for themselves. So a hoo
 through until its process is *active*:
 
 - A rank looks, when SGLang asks it whether it is ready (``Scheduler.get_init_info``), whether all hooks are in place
-  and the configuration is one that the plugin serves. It becomes active if so, and its answer says so, or why not.
+  and the configuration is one that the plugin serves. If so it becomes active, joins, and its answer says where it is
+  reached; else why not.
 - The tokenizer's process gets these answers before the first request (``_wait_for_scheduler_ready``), takes what is
-  ours out of them, and becomes active if every rank has said yes and it finds the same of itself.
+  ours out of them, and becomes active if every rank has said yes and it finds the same of itself. Then it opens the
+  arena, on a thread, and tells the ranks.
 
-Invariant: the tokenizer sends a handle only if all ranks of its server are active. What an adapter's hook does on a
-rank before it has seen a handle must therefore be nothing, since another rank may not be active.
+Invariant: the tokenizer sends a handle only if all ranks of its server are active. Until a rank has received a handle
+its hooks must do nothing, since another rank may not be active.
 """
 
 from __future__ import annotations
@@ -20,17 +22,19 @@ import logging
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from coatcheck import __version__
+from coatcheck.errors import ConfigError
 from coatcheck.integrations.sglang import support
 from coatcheck.integrations.sglang.targets import RANK_READY, SEND_BATCH, SEND_ONE, WAIT_FOR_RANKS
 
 Hook = Callable[..., Any]  # hook(original, *args, **kwargs), around ``original``
 
 SAID = "COATCHECK_STOOD_ASIDE"  # environment, so that child processes inherit it: the reason that was logged
-_ANSWER = "coatcheck"  # key in what a rank tells when it is ready: (our version, why it cannot take part or "")
+_ANSWER = "coatcheck"  # key in what a rank tells when it is ready
 _NOT_ASKED = f"SGLang did not apply the hook on {WAIT_FOR_RANKS}, or starts its ranks another way"
 _SENDS = (SEND_ONE, SEND_BATCH)
 
@@ -47,18 +51,37 @@ def stand_aside(reason: str) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a rank tells of itself when it is ready. Builtins only: it is pickled between processes."""
+
+    tickets: str  # where it takes them
+    pid: int
+    pool_tokens: int  # of the KV pool
+    running: int  # requests at once, at most
+    input_tokens: int  # of a request, at most
+    token_bytes: int  # of float32 features behind a token of an image
+    server: str  # what tells this server from another of the same process; empty but on the entry rank
+
+
 class RollCall:
     """One process's hooks; ``hooks`` is what to register, by path, each AROUND its target.
 
     A process that stood aside for one server does so for all that it starts later: hooks are the process's.
     """
 
-    def __init__(self, adapter: Mapping[str, Hook], welcome: str) -> None:
-        """``adapter``: the hooks that pass through until this process is active; ``welcome``: what to log then."""
+    def __init__(
+        self, adapter: Mapping[str, Hook], join: Callable[[Any], Facts], opened: Callable[[Sequence[Facts]], None]
+    ) -> None:
+        """``adapter``: the hooks that pass through until this process is active.
+
+        ``join``: on a rank, once it is active, with its scheduler. ``opened``: in the tokenizer's process, once it is
+        active, with all ranks'; must not block.
+        """
         self.hooks: dict[str, Hook] = {path: self._guarded(path, hook) for path, hook in adapter.items()}
         self.hooks[RANK_READY] = self._answer
         self.hooks[WAIT_FOR_RANKS] = self._call
-        self._welcome = welcome
+        self._join, self._opened = join, opened
         self._refusal: str | None = None  # why this process does not take part; "": it is active; None: not known yet
 
     def _guarded(self, path: str, hook: Hook) -> Hook:
@@ -72,11 +95,17 @@ class RollCall:
 
         return guarded
 
-    def _answer(self, original: Hook, *args: Any, **kwargs: Any) -> Any:
+    def _answer(self, original: Hook, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
         """On a rank, when its model is loaded."""
-        info = original(*args, **kwargs)
+        info = original(scheduler, *args, **kwargs)
+        facts: dict[str, Any] = {}
         self._refusal = self._refusal or self._problem()
-        info[_ANSWER] = (__version__, self._refusal)
+        if not self._refusal:
+            try:
+                facts = asdict(self._join(scheduler))
+            except Exception as error:  # SGLang starts, whatever this is
+                self._refusal = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        info[_ANSWER] = (__version__, self._refusal, facts)
         return info
 
     def _call(self, original: Hook, *args: Any, **kwargs: Any) -> Any:
@@ -85,12 +114,15 @@ class RollCall:
         answers = [info.pop(_ANSWER, None) for info in infos]
         heard = next(filter(None, map(_objection, range(len(answers)), answers)), "")
         self._refusal = self._refusal or self._problem() or heard
+        if not self._refusal:
+            try:
+                self._opened([Facts(**facts) for _, _, facts in answers])
+                if support.published()[support.BROADCAST]:
+                    logger.info("--enable-broadcast-mm-inputs-process: what coatcheck carries is not broadcast again")
+            except Exception as error:
+                self._refusal = f"{type(error).__name__}: {error}"
         if self._refusal:
             stand_aside(self._refusal)
-        else:
-            logger.info("coatcheck carries multimodal inputs to %d ranks: %s", len(infos), self._welcome)
-            if support.published()[support.BROADCAST]:
-                logger.info("--enable-broadcast-mm-inputs-process: what coatcheck carries is not broadcast again")
         return infos
 
     def _problem(self) -> str:
@@ -105,10 +137,10 @@ class RollCall:
 def _objection(rank: int, answer: Any) -> str:
     if answer is None:
         return f"scheduler {rank} did not say that it takes part"
-    version, problem = answer
-    if problem:
-        return f"scheduler {rank}: {problem}"
-    return "" if version == __version__ else f"scheduler {rank} has coatcheck {version}, the tokenizer {__version__}"
+    version, problem, *_ = answer
+    if version != __version__:
+        return f"scheduler {rank} has coatcheck {version}, the tokenizer {__version__}"
+    return f"scheduler {rank}: {problem}" if problem else ""
 
 
 def _missing(path: str, hook: Hook) -> str:

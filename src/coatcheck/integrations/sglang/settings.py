@@ -11,6 +11,7 @@ PREFIX = "COATCHECK_SGLANG_"
 ENABLED = f"{PREFIX}ENABLED"
 ARENA_MIB = f"{PREFIX}ARENA_MIB"
 SHARE = f"{PREFIX}SHARE"
+AUTO = "auto"
 _MOST_MIB = 1 << 20  # 1 TiB: more is a slip of the pen, and would be taken at once
 
 
@@ -28,10 +29,10 @@ VARIABLES = (
     Variable(ENABLED, "1", "0 or 1", "0: the plugin registers nothing, and SGLang works as without it"),
     Variable(
         ARENA_MIB,
-        "1024",
-        f"whole numbers, 1 to {_MOST_MIB}",
-        "MiB of shared memory for payloads, taken by the first request to a multimodal model, with an image or not; a "
-        "request that finds no room takes SGLang's own path",
+        AUTO,
+        f"{AUTO}, or whole numbers, 1 to {_MOST_MIB}",
+        "MiB of shared memory for payloads, taken when the server starts; auto: what the running requests can fill, "
+        "but at most a quarter of the memory to be had and 16 GiB. A request that finds no room takes SGLang's own path",
     ),
     Variable(
         SHARE,
@@ -47,7 +48,7 @@ class Settings:
     """As read. Sizes in bytes."""
 
     enabled: bool
-    arena_bytes: int
+    arena_bytes: int | None  # None: as much as the server and the machine make sensible
     share: float  # 0 to 1
 
 
@@ -64,7 +65,8 @@ def read(environ: Mapping[str, str]) -> Settings:
 
     if text[ENABLED] not in ("0", "1"):
         raise refuse(ENABLED)
-    if not (text[ARENA_MIB].isascii() and text[ARENA_MIB].isdigit() and 1 <= int(text[ARENA_MIB]) <= _MOST_MIB):
+    size = text[ARENA_MIB]
+    if size != AUTO and not (size.isascii() and size.isdigit() and 1 <= int(size) <= _MOST_MIB):
         raise refuse(ARENA_MIB)
     try:
         share = float(text[SHARE])
@@ -72,7 +74,7 @@ def read(environ: Mapping[str, str]) -> Settings:
         raise refuse(SHARE) from None
     if not 0 <= share <= 1:
         raise refuse(SHARE)
-    return Settings(text[ENABLED] == "1", int(text[ARENA_MIB]) << 20, share)
+    return Settings(text[ENABLED] == "1", None if size == AUTO else int(size) << 20, share)
 
 
 def table() -> str:

@@ -58,7 +58,7 @@ SERVED = (
     ("tensor parallel on one host (`--tp` of any size, 1 included)", "a rank is a scheduler process"),
     ("batch requests and parallel sampling (`n` above 1)", "an item that is sent again is not written again"),
     ("streaming, aborts, `abort_all`", "as without the plugin"),
-    ("sessions", "ranks get a copy of the features, which outlives the request"),
+    ("sessions", "their requests take SGLang's own path: the features outlive the request"),
     ("`--enable-broadcast-mm-inputs-process`", "what travels by handle is not broadcast again; the log says so"),
     ("`SGLANG_MM_PRECOMPUTE_HASH`", "not needed: the plugin hashes in the background; both would hash twice"),
     ("`--scheduler-recv-interval`, `--sleep-on-idle`", "respected"),

@@ -76,13 +76,13 @@ RECORDS = {
 }  # fmt: skip
 # Records of which it only uses these.
 USED = {
-    f"{_MANAGERS}.io_struct.AbortReq": ("rid", "abort_all", "abort_message"),
+    f"{_MANAGERS}.io_struct.AbortReq": ("rid", "abort_all"),
     f"{_MANAGERS}.io_struct.TokenizedGenerateReqInput": ("rid", "mm_inputs", "session_params"),
     f"{_MANAGERS}.io_struct.TokenizedEmbeddingReqInput": ("rid", "mm_inputs"),
     f"{_MANAGERS}.io_struct.BatchTokenizedGenerateReqInput": ("batch",),
     f"{_MANAGERS}.io_struct.BatchTokenizedEmbeddingReqInput": ("batch",),
     f"{_MANAGERS}.tokenizer_manager.ReqState": ("dispatched",),
-    f"{_MANAGERS}.scheduler_components.request_receiver.SchedulerRequestReceiver": ("model_config",),
+    f"{_MANAGERS}.scheduler_components.request_receiver.SchedulerRequestReceiver": ("recv_from_tokenizer",),
 }
 
 

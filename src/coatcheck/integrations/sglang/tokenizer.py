@@ -1,8 +1,9 @@
 """The tokenizer's side: what SGLang sends to its schedulers holds a claim in place of a request's inputs.
 
 Around ``TokenizerManager._send_one_request`` and ``_send_batch_request``. Whatever does not travel this way (no room,
-no CPU tensors, a class that no pickle of ours may name, not every rank attached yet) takes SGLang's own way, as it
-came: what these functions are given is not changed, because parallel sampling sends it n + 1 times.
+no CPU tensors, a class that no pickle of ours may name, trouble of ours) takes SGLang's own way, as it came. What has
+been sent is let go: the request that these functions are given holds no pixels afterwards, as after SGLang's own.
+(Parallel sampling sends a request n + 1 times, and gives these functions a copy each time.)
 
 Around ``abort_request``, too: schedulers do not know what waits here, so its abort is sent again behind it.
 """
@@ -12,86 +13,131 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import time
 import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+import zmq
 from blake3 import blake3
+from sglang.srt.environ import envs
 from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import MultimodalProcessorOutput
 
-from coatcheck.errors import ArenaError, ConfigError
-from coatcheck.integrations.sglang.codec import Packed, Packer, Unpackable
-from coatcheck.integrations.sglang.front import Front, Refused
-from coatcheck.integrations.sglang.metrics import WRITE_S, FrontMetrics, NoFrontMetrics, Way
-from coatcheck.integrations.sglang.records import MARK, Claim, Ticket, write_note
+from coatcheck.errors import ArenaError
+from coatcheck.integrations.sglang.codec import Digests, Unpackable, large, leaves, pack
+from coatcheck.integrations.sglang.front import Front, Refused, Trouble
+from coatcheck.integrations.sglang.metrics import LAG_S, WRITE_S, FrontMetrics, NoFrontMetrics, Way
+from coatcheck.integrations.sglang.opening import Opening
+from coatcheck.integrations.sglang.records import Claim, Ticket
+from coatcheck.integrations.sglang.rollcall import Facts
+from coatcheck.integrations.sglang.settings import Settings
 from coatcheck.integrations.sglang.support import metrics_wanted
 
 log = logging.getLogger(__name__)
 
+SAY_S = 60.0  # between lines in the log about the same thing
+
 _MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
-_ATTRIBUTE = "_coatcheck"  # of a TokenizerManager
+_ATTRIBUTE = "_coatcheck"  # of a TokenizerManager: its Desk, or None if there is none for it
 
 
-class Settings(Protocol):
-    """Those of the plugin's that matter here."""
+class Parcel:
+    """A request's inputs, as :class:`coatcheck.integrations.sglang.front.Front` checks them in."""
+
+    def __init__(self, inputs: Any) -> None:
+        """Looks at no pixel. Raises Unpackable for what cannot travel."""
+        self._inputs = inputs
+        fields = [getattr(inputs, name) for name in type(inputs).__struct_fields__ if name != "mm_items"]
+        self._features = [tensor for item in inputs.mm_items for tensor in leaves(item.feature)]
+        others = [
+            tensor
+            for item in inputs.mm_items
+            for tensor in leaves([item.precomputed_embeddings, item.model_specific_data])
+        ]
+        self.blocks: Sequence[torch.Tensor] = large([*self._features, *others, *leaves(fields)])
 
     @property
-    def arena_bytes(self) -> int:
-        """Of the arena."""
-        ...
+    def unhashed(self) -> int:
+        """Bytes that every rank would hash, by SGLang's own way."""
+        if envs.SGLANG_MM_SKIP_COMPUTE_HASH.get():
+            return 0
+        items = (item for item in self._inputs.mm_items if item.pad_value is None and item.hash is None)
+        return sum(tensor.nbytes for item in items for tensor in leaves(item.feature))
 
-    @property
-    def share(self) -> float:
-        """Of the requests that may travel this way, 0 to 1."""
-        ...
+    def body(self, digests: Digests) -> bytes:
+        """On a thread. Raises Unpackable."""
+        inputs = copy.copy(self._inputs)
+        if not envs.SGLANG_MM_SKIP_COMPUTE_HASH.get():  # then the user wants no identities by content
+            inputs.mm_items = [_named(item, digests) for item in inputs.mm_items]
+        return pack(inputs, self.blocks, self._features)
+
+
+def _named(item: Any, digests: Digests) -> Any:
+    """The item with our digest as its identity; as it is, if SGLang has named it, or shall by what is no tensor here.
+
+    A name that SGLang gave, a client's among them, is its caches' business: blocks are shared by our digests alone.
+    """
+    content = [*_parts(item.feature), *_parts(item.precomputed_embeddings)]
+    if item.hash is not None or item.pad_value is not None or not all(isinstance(c, torch.Tensor) for c in content):
+        return item
+    digest = blake3(item.modality.name.encode())
+    for name, value in [("", content), *sorted(item.model_specific_data.items())]:
+        for tensor in leaves(value):
+            digest.update(name.encode()).update(digests.of(tensor))
+    item = copy.copy(item)
+    item.set_identity(digest.digest())
+    return item
+
+
+def _parts(value: object) -> Iterator[object]:
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _parts(one)
+    elif value is not None:
+        yield value
 
 
 class Desk:
     """One TokenizerManager's. Used on its event loop."""
 
-    def __init__(self, manager: Any, settings: Settings) -> None:
-        self._manager, self._settings = manager, settings
-        self.front: Front | None = None
+    def __init__(self, manager: Any, opening: Opening) -> None:
+        self._manager, self._opening, self._share = manager, opening, opening.settings.share
         self.counts = Counter[Way]()  # requests with inputs, by how they went: carried, or why not
         self._metrics = FrontMetrics() if metrics_wanted() else NoFrontMetrics()
         self._waiting: list[dict[str, bool]] = []  # what is sent together: whether it has been aborted, by request id
-        self.opening = asyncio.get_running_loop().create_task(self._open())
-
-    async def _open(self) -> None:
-        try:
-            ranks = self._manager.server_args.tp_size
-            self.front = await asyncio.to_thread(Front, self._settings.arena_bytes, ranks)
-        except ConfigError as error:
-            log.warning("coatcheck stands aside, and SGLang works as without it: %s", error)
-            return
-        self._manager._dispatch_to_scheduler(AbortReq(rid=MARK, abort_message=write_note(self.front.hello)))
+        self._said: dict[str, float] = {}  # when, by what the line is about
         if self._metrics.on:
-            self._showing = asyncio.get_running_loop().create_task(self._show(self.front))
+            loop = asyncio.get_running_loop()
+            self._showing = [loop.create_task(self._show()), loop.create_task(self._lag())]
 
-    async def _show(self, front: Front) -> None:
-        while True:
-            self._metrics.arena(front.statistics())
-            await asyncio.sleep(WRITE_S)
+    @property
+    def front(self) -> Front | None:
+        """What carries requests now."""
+        return self._opening.ready
 
     async def check_in(self, request: Any) -> tuple[Any, Ticket | None]:
         """The request as it is to be sent, and its ticket; the request itself and None if it goes SGLang's own way.
 
-        None, too, if a rank could not prepare its inputs: then every rank is told so in the broadcast.
+        None, too, if SGLang could not take its inputs on some rank: then every rank is told so in the broadcast.
         """
-        inputs = request.mm_inputs
+        inputs, front = request.mm_inputs, self.front
         if not isinstance(inputs, MultimodalProcessorOutput) or not inputs.mm_items:
             return request, None
-        if zlib.crc32(request.rid.encode()) >= self._settings.share * (1 << 32):
+        if zlib.crc32(request.rid.encode()) >= self._share * (1 << 32):
             return self._aside(request, "not in the share")
-        if self.front is None or not self.front.attached:
+        if front is None:
             return self._aside(request, "not attached")
-        session = getattr(request, "session_params", None)
+        if not front.carries:
+            return self._aside(request, "breaker open")
+        if getattr(request, "session_params", None) is not None:  # its features outlive it, and would be copied
+            return self._aside(request, "session")
         try:
-            ticket = await self.front.check_in(lambda: _pack(inputs), session is not None)
+            ticket = await front.check_in(Parcel(inputs))
         except ArenaError:
+            self._say_no_room(front)
             return self._aside(request, "no room")
         except Unpackable as error:
             log.debug("request %s takes SGLang's own way: %s", request.rid, error)
@@ -99,6 +145,9 @@ class Desk:
         except Refused as refusal:
             log.warning("request %s: %s", request.rid, refusal)
             return self._carried(request, Claim("", str(refusal))), None
+        except Trouble as trouble:
+            log.debug("request %s takes SGLang's own way: %s", request.rid, trouble)
+            return self._aside(request, "trouble")
         return self._carried(request, Claim(ticket.request)), ticket
 
     def _carried(self, request: Any, claim: Claim) -> Any:
@@ -117,14 +166,17 @@ class Desk:
 
     async def send(self, requests: Sequence[Any], send: Callable[[list[Any]], Awaitable[None]]) -> None:
         """Checks in what can be, all at once, and sends all."""
-        if not any(isinstance(request.mm_inputs, MultimodalProcessorOutput) for request in requests):
-            await send(list(requests))
-            return
         waiting = {request.rid: False for request in requests}
         self._waiting.append(waiting)
         try:
-            made, tickets = await self._check_all_in(requests)
+            try:
+                made, tickets = await self._check_all_in(requests)
+            except Exception:  # ours, whatever it is: the requests are as they came
+                self._say("exception", logging.ERROR, "coatcheck failed, and SGLang goes its own way", exc_info=True)
+                made, tickets = [self._aside(request, "trouble")[0] for request in requests], [None] * len(requests)
             states = [self._manager.rid_to_state.get(request.rid) for request in requests]
+            own = _feature_bytes(requests) if made[0] is requests[0] and len(made) == 1 else 0
+            start = time.monotonic()
             try:
                 await send(made)
             except BaseException:
@@ -135,8 +187,13 @@ class Desk:
                     if state is not None and not state.dispatched
                 )
                 raise
+            if own and self.front is not None:
+                self.front.pace.own(own, time.monotonic() - start)
         finally:
             self._waiting = [one for one in self._waiting if one is not waiting]
+        for given, sent in zip(requests, made, strict=True):
+            if sent is not given:  # who sent it keeps it until it is answered: without the pixels
+                given.mm_inputs = None
         for rid, aborted in waiting.items():
             if aborted:
                 self._manager._dispatch_to_scheduler(AbortReq(rid=rid))
@@ -163,8 +220,8 @@ class Desk:
 
     def _withdraw(self, tickets: Iterable[Ticket | None]) -> None:
         for ticket in tickets:
-            if ticket is not None:
-                self.front.withdraw(ticket)  # type: ignore[union-attr]
+            if ticket is not None and self.front is not None:
+                self.front.withdraw(ticket)
 
     def aborted(self, rid: str, everything: bool) -> None:
         """Requests that wait here are aborted, as soon as they have been sent."""
@@ -172,79 +229,96 @@ class Desk:
             for one in waiting:
                 waiting[one] |= everything or one == rid
 
+    # ------------------------------------------------------------------ what is told of it
 
-def _pack(inputs: Any) -> Packed:
-    """On a thread. Raises Unpackable."""
-    packer = Packer()
-    inputs = copy.copy(inputs)
-    inputs.mm_items = [_named(item, packer) for item in inputs.mm_items]
-    return packer.pack(inputs, [tensor for item in inputs.mm_items for tensor in _tensors(item.feature)])
+    def _say(self, about: str, level: int, text: str, *details: object, exc_info: bool = False) -> None:
+        """At most once in ``SAY_S``."""
+        now = time.monotonic()
+        if now - self._said.get(about, float("-inf")) >= SAY_S:
+            self._said[about] = now
+            log.log(level, text, *details, exc_info=exc_info)
 
+    def _say_no_room(self, front: Front) -> None:
+        text = "coatcheck's arena of %d MiB is full: %d requests took SGLang's own way so far, %d were carried"
+        counts = self.counts["no room"] + 1, self.counts["carried"]
+        self._say("no room", logging.WARNING, text, front.capacity >> 20, *counts)
 
-def _named(item: Any, packer: Packer) -> Any:
-    """The item with our digest as its identity; as it is, if SGLang has named it, or shall by what is no tensor here.
+    async def _show(self) -> None:
+        while True:
+            front = self.front
+            if front is not None:
+                self._metrics.front(front.statistics(), front.waiting, front.standing_aside)
+                while front.waits:
+                    self._metrics.waited(front.waits.popleft())
+            await asyncio.sleep(WRITE_S)
 
-    A name that SGLang gave, a client's among them, is its caches' business: blocks are shared by our digests alone.
-    """
-    content = [*_leaves(item.feature), *_leaves(item.precomputed_embeddings)]
-    if item.hash is not None or item.pad_value is not None or not all(isinstance(c, torch.Tensor) for c in content):
-        return item
-    digest = blake3(item.modality.name.encode())
-    for name, value in [("", content), *sorted(item.model_specific_data.items())]:
-        for tensor in _tensors(value):
-            digest.update(name.encode()).update(packer.digest(tensor))
-    item = copy.copy(item)
-    item.set_identity(digest.digest())
-    return item
-
-
-def _leaves(value: object) -> Iterator[object]:
-    if isinstance(value, (list, tuple)):
-        for one in value:
-            yield from _leaves(one)
-    elif value is not None:
-        yield value
+    async def _lag(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_S
+            await asyncio.sleep(LAG_S)
+            self._metrics.lag(max(0.0, loop.time() - due))
 
 
-def _tensors(value: object) -> Iterator[torch.Tensor]:
-    return (leaf for leaf in _leaves(value) if isinstance(leaf, torch.Tensor))
+def _feature_bytes(requests: Sequence[Any]) -> int:
+    return sum(
+        tensor.nbytes for request in requests for item in request.mm_inputs.mm_items for tensor in leaves(item.feature)
+    )
 
 
-_chosen: list[Settings] = []
+_openings: dict[str, Opening] = {}  # by what tells a server of this process from another
 
 
-def configure(settings: Settings) -> None:
-    """Before the first request."""
-    _chosen[:] = [settings]
+def open_arena(settings: Settings, ranks: Sequence[Facts]) -> None:
+    """A server of this process has started. On a thread."""
+    for gone in [server for server, one in _openings.items() if one.done.is_set() and one.ready is None]:
+        del _openings[gone]
+    _openings[next(rank.server for rank in ranks if rank.server)] = Opening(settings, ranks)
 
 
-def desk(manager: Any) -> Desk:
-    """The manager's, made when it is first asked for, on its event loop."""
+def opening(manager: Any) -> Opening | None:
+    """The manager's server's; None: it has none of ours."""
+    return _openings.get(manager.send_to_scheduler.getsockopt(zmq.LAST_ENDPOINT).decode())
+
+
+def desk(manager: Any) -> Desk | None:
+    """The manager's, made when it is first asked for, on its event loop. None: it has no server of ours."""
     if not hasattr(manager, _ATTRIBUTE):
-        setattr(manager, _ATTRIBUTE, Desk(manager, *_chosen))
-    made: Desk = getattr(manager, _ATTRIBUTE)
-    return made
+        made = None
+        try:
+            server = opening(manager)
+            made = None if server is None else Desk(manager, server)
+        except Exception:  # ours, whatever it is
+            log.exception("coatcheck stands aside, and SGLang works as without it")
+        setattr(manager, _ATTRIBUTE, made)
+    found: Desk | None = getattr(manager, _ATTRIBUTE)
+    return found
 
 
 async def send_one(original: Callable[..., Awaitable[None]], manager: Any, tokenized_obj: Any) -> None:
     """Around ``TokenizerManager._send_one_request``."""
-    if manager.mm_processor is None:
-        return await original(manager, tokenized_obj)
-    return await desk(manager).send([tokenized_obj], lambda requests: original(manager, requests[0]))
+    if isinstance(tokenized_obj.mm_inputs, MultimodalProcessorOutput):
+        found = desk(manager)
+        if found is not None:
+            return await found.send([tokenized_obj], lambda requests: original(manager, requests[0]))
+    return await original(manager, tokenized_obj)
 
 
 async def send_batch(original: Callable[..., Awaitable[None]], manager: Any, tokenized_objs: list[Any]) -> None:
     """Around ``TokenizerManager._send_batch_request``."""
-    if manager.mm_processor is None:
-        return await original(manager, tokenized_objs)
-    return await desk(manager).send(tokenized_objs, lambda requests: original(manager, requests))
+    if any(isinstance(one.mm_inputs, MultimodalProcessorOutput) for one in tokenized_objs):
+        found = desk(manager)
+        if found is not None:
+            return await found.send(tokenized_objs, lambda requests: original(manager, requests))
+    return await original(manager, tokenized_objs)
 
 
 def abort_request(original: Callable[..., None], manager: Any, rid: str = "", abort_all: bool = False) -> None:
     """Around ``TokenizerManager.abort_request``."""
     original(manager, rid, abort_all)
-    if hasattr(manager, _ATTRIBUTE):
-        desk(manager).aborted(rid, abort_all)
+    found = getattr(manager, _ATTRIBUTE, None)
+    if found is not None:
+        found.aborted(rid, abort_all)
 
 
 HOOKS: dict[str, Callable[..., Any]] = {

@@ -1,0 +1,72 @@
+"""A server's arena, from the roll call on: opened on a thread while the server starts, so that nobody waits for it.
+
+Until it is open, and if it cannot be, requests take SGLang's own way.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+
+from coatcheck.arena.available import available
+from coatcheck.errors import ConfigError
+from coatcheck.integrations.sglang.front import Front, RankAddress
+from coatcheck.integrations.sglang.pace import Pace, sha256_seconds_per_byte
+from coatcheck.integrations.sglang.rollcall import Facts, stand_aside
+from coatcheck.integrations.sglang.settings import Settings
+from coatcheck.integrations.sglang.sizing import MIB, default_bytes
+from coatcheck.process import set_name
+
+logger = logging.getLogger(__name__)
+
+ATTACH_S = 60.0  # until every rank has mapped the arena, which takes tenths of a second a GiB
+
+
+class Opening:
+    """One server's. ``ready`` is its front, once that carries requests."""
+
+    def __init__(self, settings: Settings, ranks: Sequence[Facts]) -> None:
+        self.settings = settings
+        self._ranks = ranks
+        self._front: Front | None = None
+        self.done = threading.Event()  # opened, or not to be
+        threading.Thread(target=self._open, name="coatcheck-opening", daemon=True).start()
+
+    @property
+    def ready(self) -> Front | None:
+        """None: not yet, or not any more."""
+        return None if self._front is None or self._front.closed.is_set() else self._front
+
+    def _open(self) -> None:
+        set_name("coatcheck-opening")
+        try:
+            size, chosen = self._size()
+            pace = Pace(sha256_seconds_per_byte())
+            front = Front(size, [RankAddress(rank.tickets, rank.pid) for rank in self._ranks], pace)
+            problem = front.wait_attached(ATTACH_S)
+            if problem:
+                front.close()
+                raise ConfigError(problem)
+            self._front = front
+            logger.info(
+                "coatcheck carries multimodal inputs to %d ranks: an arena of %d MiB (%s), %.0f%% of requests",
+                len(self._ranks), size // MIB, chosen, 100 * self.settings.share,
+            )  # fmt: skip
+        except ConfigError as error:
+            stand_aside(str(error))
+        except Exception as error:  # whatever it is, SGLang serves
+            logger.exception("coatcheck could not open its arena")
+            stand_aside(f"{type(error).__name__}: {error}")
+        finally:
+            self.done.set()
+
+    def _size(self) -> tuple[int, str]:
+        """Bytes of the arena, and who chose them. Raises ConfigError."""
+        if self.settings.arena_bytes is not None:
+            return self.settings.arena_bytes, "as set"
+        least = min(self._ranks, key=lambda rank: rank.pool_tokens)
+        size = default_bytes(
+            available().nbytes, least.pool_tokens, least.running, least.input_tokens, least.token_bytes
+        )
+        return size, "auto"
