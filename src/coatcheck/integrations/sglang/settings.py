@@ -32,7 +32,7 @@ VARIABLES = (
         AUTO,
         f"{AUTO}, or whole numbers, 1 to {_MOST_MIB}",
         "MiB of shared memory for payloads, taken when the server starts; auto: what the running requests can fill, "
-        "but at most a quarter of the memory to be had and 16 GiB. A request that finds no room takes SGLang's own path",
+        "but at most a quarter of the memory to be had, and 16 GiB. A request without room takes SGLang's own path",
     ),
     Variable(
         SHARE,

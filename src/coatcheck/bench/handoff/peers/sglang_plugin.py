@@ -58,7 +58,7 @@ class Front(sglang.Front):
         deadline = time.monotonic() + WAIT_S
         files = [_facts(self._place, rank) for rank in range(self._place.ranks)]
         _until(lambda: all(file.exists() for file in files), deadline, "not every rank has joined")
-        server = self._out.socket.getsockopt(zmq.LAST_ENDPOINT).decode()
+        server = str(self._out.socket.getsockopt_string(zmq.LAST_ENDPOINT))
         facts = [Facts(**{**json.loads(file.read_text()), "server": server}) for file in files]
         tokenizer.open_arena(Settings(enabled=True, arena_bytes=ARENA_BYTES, share=1.0), facts)
         opening = tokenizer.opening(self._manager)
