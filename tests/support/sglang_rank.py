@@ -11,6 +11,7 @@ import hashlib
 import os
 import sys
 import time
+from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from types import SimpleNamespace
@@ -98,14 +99,38 @@ class Rank:
             stream_output=lambda *args: None,
             get_last_batch=lambda: None,
         )
+        self.join(adapter.join)
         self.sleeper = IdleSleeper([requests, rpc]) if rank == 0 else None
-        self.scheduler: Any = SimpleNamespace(model_config=self.receiver.model_config)
         self.held: dict[str, Any] = {}
         self.faults: list[Any] = []
+        self.refusals: list[str] = []
         self.stopped = False
         self.muted = 0  # tickets of which this rank will report nothing that can be read
         vars(adapter)["unpack"] = partial(self._unpack, unpack)
+        made = adapter.MultimodalInputs.from_processor_output
+        vars(adapter)["MultimodalInputs"] = SimpleNamespace(from_processor_output=partial(self._process, made))
         vars(adapter)["encode"] = partial(self._encode, encode)
+
+    def join(self, join: Any) -> None:
+        """What the plugin does when SGLang asks a scheduler whether it is ready."""
+        model = type("Qwen2_5_VLForConditionalGeneration", (), {"__module__": "sglang.srt.models.qwen2_5_vl"})
+        self.scheduler = SimpleNamespace(
+            device="cpu",
+            tp_worker=SimpleNamespace(model_runner=SimpleNamespace(model=model())),
+            model_config=self.receiver.model_config,
+            request_receiver=self.receiver,
+            max_total_num_tokens=32768,
+            max_running_requests=64,
+            max_req_input_len=8192,
+        )
+        self._tell("facts", asdict(join(self.scheduler)))
+
+    def _process(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """Of SGLang, on the plugin's thread."""
+        fault = self.refusals.pop(0) if self.refusals else None
+        if fault is not None:
+            raise ValueError(fault)
+        return original(*args, **kwargs)
 
     def _unpack(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         fault = self.faults.pop(0) if self.faults else None
@@ -151,13 +176,15 @@ class Rank:
             self.held.pop(details[0], None)
         elif what == "fault" and details[0] == self.rank:
             self.faults.append(details[1])
+        elif what == "refuse" and details[0] == self.rank:
+            self.refusals.append(details[1])
         elif what == "mute" and details[0] == self.rank:
             self.muted += 1
         elif what == "skip":
             self.skipper.left = details[0]
         elif what == "stop":
             self.stopped = True
-        if what in ("finish", "skip", "mute", "fault"):
+        if what in ("finish", "skip", "mute", "fault", "refuse"):
             self._tell(what, str(details[0]))
 
     def _encode(self, original: Any, record: Any) -> bytes:

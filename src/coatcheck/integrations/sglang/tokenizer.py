@@ -287,7 +287,9 @@ def desk(manager: Any) -> Desk | None:
         made = None
         try:
             server = opening(manager)
-            made = None if server is None else Desk(manager, server)
+            if server is None:
+                return None
+            made = Desk(manager, server)
         except Exception:  # ours, whatever it is
             log.exception("coatcheck stands aside, and SGLang works as without it")
         setattr(manager, _ATTRIBUTE, made)
