@@ -11,6 +11,7 @@ Invariants (``tests/integrations/sglang/test_room.py``):
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -51,6 +52,7 @@ class Room:
         self._arena, self._lock = arena, lock
         self._line: deque[_Waiter] = deque()
         self._serving = False
+        self._closed = False
         arena.on_room(self._serve)
 
     @property
@@ -68,6 +70,10 @@ class Room:
         awake = asyncio.Event()
         waiter = _Waiter(request, wants, lambda: loop.call_soon_threadsafe(awake.set))
         with self._lock:
+            if self._closed:
+                raise ArenaFull("no room any more")
+            if not wants:
+                return []
             if not self._line and self._try(waiter):
                 assert waiter.got is not None
                 return waiter.got
@@ -97,6 +103,13 @@ class Room:
             if not place.filled:
                 self._arena.cancel(place.block)
         self._arena.end(request)
+
+    def close(self) -> None:
+        """There is no room any more: who waits is told so now. To be called before the arena is closed."""
+        self._closed = True
+        while self._line:
+            with contextlib.suppress(RuntimeError):  # its event loop is closed
+                self._line.popleft().wake()
 
     def _leave(self, waiter: _Waiter) -> None:
         if waiter in self._line:
