@@ -47,10 +47,15 @@ class Package:
 class Peer:
     """All ranks, on one thread. They attach, report ready and answer, until a test changes that."""
 
-    def __init__(self, ranks: int = 2, pids: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        ranks: int = 2,
+        pids: Sequence[int] | None = None,
+        attach: Callable[[int], Attached | None] = Attached,
+    ) -> None:
         """``pids``: of the processes that stand for them; this one, if None."""
         self.ranks = ranks
-        self.attach: Callable[[int], Attached | None] = Attached
+        self.attach = attach
         self.reports: Callable[[Ticket, int], Ready | Failed | None] = lambda ticket, rank: Ready(ticket.request, rank)
         self.answers: Callable[[Probe, int], Answer | None] = lambda probe, rank: Answer(probe.number, rank)
         self.told: list[list[Ticket | Withdrawn]] = [[] for _ in range(ranks)]
