@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from coatcheck.arena import Arena, Block
+from coatcheck.arena.allocator import pages
 from coatcheck.errors import ArenaFull, PayloadTooLarge
 
 
@@ -118,10 +119,29 @@ class Room:
 
     def _try(self, waiter: _Waiter) -> bool:
         """All or nothing. Raises PayloadTooLarge."""
+        if self._reserve(waiter, shared=True):
+            return True
+        # What nobody needs now may lie in the way, as content that is wanted here, or in pieces between what was just
+        # reserved. Or else a request could wait before an arena that nobody uses.
+        return self._may_fit(waiter.wants) and any(self._reserve(waiter, shared=False) for _ in range(2))
+
+    def _may_fit(self, wants: Sequence[Want]) -> bool:
+        return sum(pages(want.nbytes) for want in wants) <= self._arena.available
+
+    def _reserve(self, waiter: _Waiter, shared: bool) -> bool:
+        """``shared``: content that is there needs no room."""
         got: list[Place] = []
         try:
             # What is there is leased first, so that nothing reserved beside it pushes it out.
-            known = [self._arena.find(waiter.request, want.digest) if want.digest else None for want in waiter.wants]
+            known = [
+                self._arena.find(waiter.request, want.digest) if shared and want.digest else None
+                for want in waiter.wants
+            ]
+            missing = [want for want, block in zip(waiter.wants, known, strict=True) if block is None]
+            if max((pages(want.nbytes) for want in missing), default=0) > self._arena.capacity:
+                raise PayloadTooLarge("more than the whole arena")
+            if not self._may_fit(missing):  # then nothing is pushed out for it
+                raise ArenaFull("no room now")
             for want, block in zip(waiter.wants, known, strict=True):
                 got.append(Place(block or self._arena.reserve(want.nbytes), filled=block is not None))
         except (ArenaFull, PayloadTooLarge) as error:
