@@ -7,10 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+import pytest
 import torch
 import zmq
+from blake3 import blake3
 
 from coatcheck.arena import ArenaAddress, ArenaReader
+from coatcheck.integrations.sglang import codec
 from coatcheck.integrations.sglang.codec import Digests, pack, unpack
 from coatcheck.integrations.sglang.front import RankAddress
 from coatcheck.integrations.sglang.records import Answer, Attached, Failed, Hello, Probe, Ticket, Withdrawn, to_ranks
@@ -144,3 +147,15 @@ class Peer:
             self._reader.close()
             self._reader = None
         self._context.destroy(linger=0)
+
+
+class Hashes:
+    """Counts the digests that the plugin's codec begins."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        patch.setattr(codec, "blake3", self._begin)
+
+    def _begin(self, head: bytes) -> blake3:
+        self.count += 1
+        return blake3(head)

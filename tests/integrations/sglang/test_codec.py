@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from coatcheck.errors import MaterializeError
-from coatcheck.integrations.sglang import codec
 from coatcheck.integrations.sglang.codec import LARGE, MOST_BODY, Digests, Unpackable, flat, large, leaves, pack, unpack
+from tests.support.sglang_peer import Hashes
 
 
 def blocks_of(tensors: Sequence[torch.Tensor]) -> list[memoryview]:
@@ -217,26 +217,12 @@ def test_equal_tensors_have_one_digest_and_others_another() -> None:
     assert len({digests.of(tensor) for tensor in [one, *others]}) == 5
 
 
-class Counted:
-    """Hashes begun, in place of blake3 in the codec."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.count = 0
-        genuine = codec.blake3
-
-        def counted(head: bytes) -> Any:
-            self.count += 1
-            return genuine(head)
-
-        patch.setattr(codec, "blake3", counted)
-
-
 def test_a_large_tensor_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted, digests, tensor = Counted(monkeypatch), Digests(), sized(LARGE)
+    hashes, digests, tensor = Hashes(monkeypatch), Digests(), sized(LARGE)
     assert digests.known(tensor) is None
     digest = digests.of(tensor)
     assert digests.known(tensor) == digests.of(tensor) == digest
-    assert counted.count == 1
+    assert hashes.count == 1
 
 
 def test_one_that_was_changed_in_place_is_hashed_again() -> None:

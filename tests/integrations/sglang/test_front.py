@@ -15,15 +15,14 @@ import pytest
 import torch
 
 from coatcheck.errors import ArenaFull, PayloadTooLarge
-from coatcheck.integrations.sglang import codec
 from coatcheck.integrations.sglang import front as module
 from coatcheck.integrations.sglang.breaker import FAILURES
 from coatcheck.integrations.sglang.codec import LARGE, Digests, Unpackable
 from coatcheck.integrations.sglang.front import Front, Refused, Trouble
 from coatcheck.integrations.sglang.pace import Pace
-from coatcheck.integrations.sglang.records import Attached, Failed, Ticket, Withdrawn
+from coatcheck.integrations.sglang.records import Answer, Attached, Failed, Ticket, Withdrawn
 from coatcheck.messages import Ready, Returned
-from tests.support.sglang_peer import Package, Peer, until
+from tests.support.sglang_peer import Hashes, Package, Peer, until
 
 SIZE = 1 << 20
 COUNT = LARGE // 4  # float32 of a tensor with a block
@@ -229,10 +228,10 @@ def test_silence_of_a_rank_costs_what_is_open_a_bounded_time_and_later_requests_
         times = [at for at, _ in house.peer.probed[1]]
         assert all(0.15 < later - earlier < 0.6 for earlier, later in zip(times, times[1:], strict=False))
         assert not house.front.carries, "no rank has answered"
-        house.peer.answers = lambda probe, rank: None if rank else module.Answer(probe.number, rank)
+        house.peer.answers = lambda probe, rank: None if rank else Answer(probe.number, rank)
         time.sleep(0.5)
         assert not house.front.carries, "one has not"
-        house.peer.answers = lambda probe, rank: module.Answer(probe.number, rank)
+        house.peer.answers = lambda probe, rank: Answer(probe.number, rank)
         house.peer.reports = lambda ticket, rank: Ready(ticket.request, rank)
         until(lambda: house.front.carries)
         told = len(house.peer.probed[0])
@@ -281,20 +280,6 @@ def test_who_leaves_while_the_ranks_prepare_has_withdrawn_its_ticket(house: Hous
 # ---------------------------------------------------------------------- content
 
 
-class Counted:
-    """Calls of blake3 in the codec, and of pack by the packages."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.hashes = 0
-        genuine = codec.blake3
-
-        def counted(head: bytes) -> Any:
-            self.hashes += 1
-            return genuine(head)
-
-        patch.setattr(codec, "blake3", counted)
-
-
 def test_the_same_picture_in_another_prompt_is_one_block(house: House) -> None:
     tensor = torch.rand(COUNT)
     tickets = [house.check_in(tensor.clone(), note=f"prompt {number}") for number in range(3)]
@@ -323,9 +308,9 @@ def test_a_later_turn_adds_its_new_picture_only(house: House) -> None:
 def test_a_tensor_that_is_sent_several_times_is_hashed_and_written_once(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted, tensor = Counted(monkeypatch), torch.rand(COUNT)
+    hashes, tensor = Hashes(monkeypatch), torch.rand(COUNT)
     tickets = [house.check_in(tensor, note=number) for number in range(4)]
-    assert counted.hashes == 1
+    assert hashes.count == 1
     assert house.front.statistics().reservations == 1
     assert len({ticket.handles for ticket in tickets}) == 1
 
@@ -354,14 +339,14 @@ def test_equal_tensors_of_one_request_are_one_block(house: House) -> None:
 
 def test_a_full_arena_hashes_and_packs_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     house.fill()
-    counted, package = Counted(monkeypatch), Package(picture())
+    hashes, package = Hashes(monkeypatch), Package(picture())
     for seconds in (0.0, 0.2):
         house.patience(seconds)
         asked = time.monotonic()
         with pytest.raises(ArenaFull):
             asyncio.run(house.front.check_in(package))
         assert seconds <= time.monotonic() - asked < seconds + 0.15
-    assert (counted.hashes, package.packed) == (0, 0)
+    assert (hashes.count, package.packed) == (0, 0)
     assert len(house.peer.tickets()) == 1
 
 
@@ -380,8 +365,7 @@ def test_it_gets_the_room_that_comes_free_while_it_waits(house: House) -> None:
 
     async def wait() -> Ticket:
         checking = asyncio.create_task(house.front.check_in(Package(picture())))
-        while not house.front.waiting:
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(until, lambda: house.front.waiting == 1)
         await asyncio.sleep(0.1)
         house.peer.give_back(first)
         return await checking
@@ -438,8 +422,7 @@ def test_a_request_that_waits_for_room_waits_for_no_rank_that_is_known_to_be_sil
 
         async def wait() -> float:
             checking = asyncio.create_task(house.front.check_in(Package(picture())))
-            while not house.front.waiting:
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(until, lambda: house.front.waiting == 1)
             house.peer.reports = mute
             with pytest.raises(Trouble):
                 await house.front.check_in(Package(note="small"))
@@ -575,8 +558,7 @@ def test_what_waits_for_room_when_it_is_closed_is_told_so() -> None:
 
         async def wait() -> None:
             checking = [asyncio.create_task(house.front.check_in(Package(picture(n)))) for n in range(2)]
-            while house.front.waiting < 2:
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(until, lambda: house.front.waiting == 2)
             await asyncio.to_thread(house.front.close)
             for end in await asyncio.gather(*checking, return_exceptions=True):
                 assert isinstance(end, (Trouble, ArenaFull)), repr(end)
