@@ -7,6 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -226,7 +227,7 @@ def test_silence_of_a_rank_costs_what_is_open_a_bounded_time_and_later_requests_
 
         until(lambda: len(house.peer.probed[1]) >= 3)
         times = [at for at, _ in house.peer.probed[1]]
-        assert all(0.15 < later - earlier < 0.6 for earlier, later in zip(times, times[1:], strict=False))
+        assert all(0.15 < later - earlier < 0.6 for earlier, later in pairwise(times))
         assert not house.front.carries, "no rank has answered"
         house.peer.answers = lambda probe, rank: None if rank else Answer(probe.number, rank)
         time.sleep(0.5)

@@ -291,7 +291,7 @@ def test_who_waits_on_a_loop_that_was_closed_holds_up_nobody(arena: Arena) -> No
 
     asyncio.run(wait())
     left._log_destroy_pending = False  # type: ignore[attr-defined]
-    left.get_coro().close()  # type: ignore[union-attr]
+    left.get_coro().close()
 
 
 def test_once_closed_nobody_waits_any_more(arena: Arena) -> None:
