@@ -25,8 +25,9 @@ import pytest
 from benchmarks.presence import FILES, Presence, left, look
 from benchmarks.sglang_questions import Client
 from benchmarks.sglang_server import SglangServer
+from coatcheck.integrations.sglang.front import READY_TIMEOUT_S
 from coatcheck.integrations.sglang.targets import CALLED, HOOKED, RECORDS, USED
-from tests.sglang.conftest import Servers, until_idle
+from tests.sglang.conftest import Page, Servers, until_idle
 from tests.support import sglang_changed, sglang_witness
 from training.evaluate import Sample, held_out, held_out_form
 
@@ -37,12 +38,16 @@ LONG: dict[str, Any] = {"ignore_eos": True, "max_new_tokens": 4000}  # a minute 
 CARRIED_S = 60.0  # until all ranks have mapped the arena, from the first request on
 GONE_S = 90.0  # SGLang looks every second whether its processes live, and gives those that it kills 60 s
 DOCTOR_S = 300.0  # it imports SGLang
+SHOWN_S = 20.0
 MIB = 1 << 20
+REQUESTS = "coatcheck_sglang_requests_total"
+ASIDE = "coatcheck carries nothing for now"
 SMALL, LARGE = ((112, 140),), ((364, 448),)  # at most 0.5 MB of features, at least 1.5
 # What SGLang leaves behind when it is killed, also without the plugin. Temporary files of ours are called coatcheck-*.
 SGLANGS = (
     *("/dev/shm/sgl_shm_mq_*", "/dev/shm/sglang_loads_*.shm", "/dev/shm/sem.mp-*"),
     *("*/coatcheck-server-*/tmp????????", "*/coatcheck-server-*/torchinductor_*"),  # sockets; torch makes it on import
+    "*/coatcheck-server-*/tmp????????/*.db",  # what its /metrics adds up
 )
 
 
@@ -66,6 +71,12 @@ class Running:
     def arenas(self) -> set[str]:
         """Those that the server's processes have open or mapped."""
         return look(self.server.temporary, self.before).own["memfds of an arena"]
+
+    def plant(self, what: str) -> None:
+        """For the next ticket of the last rank: one of the witness's faults."""
+        new = self.fault.with_suffix(".new")
+        new.write_text(what)
+        new.rename(self.fault)
 
     def said(self, words: str) -> list[str]:
         """Lines of the log."""
@@ -111,7 +122,7 @@ def start(
 @pytest.fixture(scope="module")
 def faulty(start: Start) -> Running:
     """Its arena holds less than the tests put into it."""
-    return start(COATCHECK_SGLANG_ARENA_MIB="16")
+    return start("--enable-metrics", COATCHECK_SGLANG_ARENA_MIB="16")
 
 
 def path(directory: Path) -> dict[str, str]:
@@ -122,6 +133,14 @@ def path(directory: Path) -> dict[str, str]:
 async def is_right(opened: Client, asked: Sample, **more: Any) -> bool:
     (answer,) = await opened.ask(asked, **more)
     return answer.text == asked.answer
+
+
+async def until(done: Callable[[], bool]) -> None:
+    """In ``SHOWN_S``: metrics are written once a second."""
+    deadline = time.monotonic() + SHOWN_S
+    while not done():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.2)
 
 
 async def until_carried(running: Running, opened: Client, ranks: int) -> None:
@@ -139,16 +158,16 @@ async def until_carried(running: Running, opened: Client, ranks: int) -> None:
 # ---------------------------------------------------------------------- a fault on one rank
 
 
-async def test_a_fault_on_one_rank_fails_its_request_and_no_other(faulty: Running) -> None:
+async def test_what_sglang_refuses_on_one_rank_fails_its_request_and_no_other(faulty: Running) -> None:
     async with Client(faulty.server.url) as opened:
         await until_carried(faulty, opened, 2)
         for asked in held_out(12, 21, LARGE):
-            faulty.fault.touch()
+            faulty.plant(sglang_witness.SGLANGS)
             with pytest.raises(httpx.HTTPStatusError) as failed:
                 await opened.ask(asked)
             assert not faulty.fault.exists()
             assert failed.value.response.status_code == httpx.codes.INTERNAL_SERVER_ERROR
-            assert f"on rank 1: {sglang_witness.REASON}" in failed.value.response.text
+            assert f"on rank 1: ValueError: {sglang_witness.REASON}" in failed.value.response.text
         # They were more than the arena holds: had one kept its block, there would be no room for the next.
         assert sum(nbytes for rank, nbytes in faulty.unpacked if rank == 1) > 16 * MIB
         before = len(faulty.unpacked)
@@ -158,10 +177,40 @@ async def test_a_fault_on_one_rank_fails_its_request_and_no_other(faulty: Runnin
         await until_idle(opened)
 
 
+async def test_a_fault_of_ours_costs_no_request_anything(faulty: Running) -> None:
+    async with Client(faulty.server.url) as opened:
+        trouble = Page(faulty.server.url).value(REQUESTS, way="trouble")
+        for asked in held_out(2, 35, SMALL):
+            faulty.plant(sglang_witness.OURS)
+            assert await is_right(opened, asked)
+            assert not faulty.fault.exists()
+        await until(lambda: Page(faulty.server.url).value(REQUESTS, way="trouble") == trouble + 2)
+        assert await is_right(opened, *held_out(1, 36, SMALL))
+
+
+async def test_a_rank_whose_lane_is_stuck_fails_no_request_and_is_used_again_once_it_answers(faulty: Running) -> None:
+    async with Client(faulty.server.url) as opened:
+        said = len(faulty.said(ASIDE))
+        faulty.plant(sglang_witness.STUCK)
+        assert all(await asyncio.gather(*(is_right(opened, asked) for asked in held_out(4, 37, SMALL))))
+        start = time.monotonic()
+        for asked in held_out(4, 38, SMALL):
+            assert await is_right(opened, asked)
+        assert time.monotonic() - start < 4 * READY_TIMEOUT_S, "each of them waited for the rank"
+        assert Page(faulty.server.url).value("coatcheck_sglang_breaker_open") == 1
+        assert len(faulty.said(ASIDE)) == said + 1
+        faulty.fault.unlink()
+        await until(lambda: Page(faulty.server.url).value("coatcheck_sglang_breaker_open") == 0)
+        carried = Page(faulty.server.url).carried
+        assert await is_right(opened, *held_out(1, 39, SMALL))
+        assert Page(faulty.server.url).carried == carried + 1
+        assert len(faulty.said(ASIDE)) == said + 1
+
+
 async def test_of_many_at_once_only_the_one_with_the_fault_fails(faulty: Running) -> None:
     samples = list(held_out(8, 29, SMALL))
     async with Client(faulty.server.url) as opened:
-        faulty.fault.touch()
+        faulty.plant(sglang_witness.SGLANGS)
         outcomes = await asyncio.gather(*(is_right(opened, asked) for asked in samples), return_exceptions=True)
         failed = [outcome for outcome in outcomes if outcome is not True]
         assert len(failed) == 1 and isinstance(failed[0], httpx.HTTPStatusError), outcomes
@@ -172,7 +221,7 @@ async def test_of_many_at_once_only_the_one_with_the_fault_fails(faulty: Running
 async def test_a_fault_within_a_batch_request_fails_it_and_not_the_next(faulty: Running) -> None:
     samples = list(held_out(4, 24, SMALL))
     async with Client(faulty.server.url) as opened:
-        faulty.fault.touch()
+        faulty.plant(sglang_witness.SGLANGS)
         with pytest.raises(httpx.HTTPStatusError) as failed:
             await opened.ask(*samples)
         assert sglang_witness.REASON in failed.value.response.text
@@ -272,9 +321,9 @@ def named(prefix: str, in_share: bool) -> Iterator[str]:
 
 async def test_one_rank_half_of_the_requests_and_an_arena_that_is_too_small(start: Start) -> None:
     running = start(ranks=1, COATCHECK_SGLANG_SHARE="0.5", COATCHECK_SGLANG_ARENA_MIB="1")
-    assert running.said("carries multimodal inputs to 1 ranks: an arena of 1 MiB, 50% of requests")
     async with Client(running.server.url) as opened:
         await until_carried(running, opened, 1)
+        assert running.said("carries multimodal inputs to 1 ranks: an arena of 1 MiB (as set), 50% of requests")
 
         async def carried(rids: Iterator[str], samples: Iterator[Sample]) -> list[int]:
             before = len(running.unpacked)

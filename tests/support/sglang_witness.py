@@ -1,4 +1,4 @@
-"""An SGLang plugin beside ours, for tests: says what is hooked and materialized; fails on the last rank when told to.
+"""An SGLang plugin beside ours, for tests: says what is hooked and prepared; plants faults on the last rank.
 
 It hooks none of SGLang's functions: ours stands aside if another plugin hooks the same ones.
 """
@@ -8,15 +8,19 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 from coatcheck.errors import MaterializeError
 from coatcheck.integrations.sglang.plugin import GROUP, NAME
 
-FAULT = "COATCHECK_TEST_FAULT"  # environment: a file; while it is there the last rank fails once, and removes it
+# Environment: a file. While it is there the last rank fails once and removes it, or is stuck, by what it says.
+FAULT = "COATCHECK_TEST_FAULT"
+OURS, SGLANGS, STUCK = "ours", "SGLang's", "stuck"  # an error of our code, one of SGLang's, until the file is gone
 REASON = "a planted fault"
 
 _UNPACKS = re.compile(r"witness: rank (\d+) unpacks (\d+) bytes")
@@ -45,15 +49,33 @@ def register() -> None:
         sources = [source for path in HookRegistry._patched for _, _, source in HookRegistry._hooks[path]]
         _say(f"witness: {sum(source.plugin_name == NAME for source in sources)} hooks of ours")
 
-    def unpack(block: memoryview, lend: bool) -> Any:
+    made = ranks.MultimodalInputs.from_processor_output
+
+    def unpack(body: bytes, blocks: Sequence[memoryview]) -> Any:
         parallel = get_parallel()
-        _say(f"witness: rank {parallel.tp_rank} unpacks {block.nbytes} bytes")
-        if parallel.tp_rank == parallel.tp_size - 1 and Path(os.environ[FAULT]).exists():
-            Path(os.environ[FAULT]).unlink()
+        _say(f"witness: rank {parallel.tp_rank} unpacks {sum(block.nbytes for block in blocks)} bytes")
+        if planted(STUCK):
+            while Path(os.environ[FAULT]).exists():
+                time.sleep(0.05)
+        if planted(OURS):
             raise MaterializeError(REASON)
-        return genuine(block, lend)
+        return genuine(body, blocks)
+
+    def process(*args: Any, **kwargs: Any) -> Any:
+        if planted(SGLANGS):
+            raise ValueError(REASON)
+        return made(*args, **kwargs)
+
+    def planted(what: str) -> bool:
+        parallel, fault = get_parallel(), Path(os.environ[FAULT])
+        if parallel.tp_rank != parallel.tp_size - 1 or not fault.exists() or fault.read_text() != what:
+            return False
+        if what != STUCK:
+            fault.unlink()
+        return True
 
     mock.patch.object(ranks, "unpack", unpack).start()
+    mock.patch.object(ranks, "MultimodalInputs", SimpleNamespace(from_processor_output=process)).start()
     mock.patch.object(HookRegistry, "apply_hooks", apply).start()
 
 
@@ -68,5 +90,5 @@ def hooked(log: Sequence[str]) -> list[int]:
 
 
 def unpacked(log: Sequence[str]) -> list[tuple[int, int]]:
-    """What the lines say: (rank, bytes of a block), in order."""
+    """What the lines say: (rank, bytes of its blocks), in order."""
     return [(int(found[1]), int(found[2])) for line in log if (found := _UNPACKS.search(line))]

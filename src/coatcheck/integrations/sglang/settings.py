@@ -31,7 +31,7 @@ VARIABLES = (
         ARENA_MIB,
         AUTO,
         f"{AUTO}, or whole numbers, 1 to {_MOST_MIB}",
-        "MiB of shared memory for payloads, taken when the server starts; auto: what the running requests can fill, "
+        "MiB of shared memory for payloads, taken when the server starts; auto: what requests can fill, "
         "but at most a quarter of the memory to be had, and 16 GiB. A request without room takes SGLang's own path",
     ),
     Variable(

@@ -1,7 +1,8 @@
-"""How large an arena is, if nobody says: as much as the server's running requests can fill, and the machine can spare.
+"""How large an arena is, if nobody says: what the server's requests can fill, and the machine can spare.
 
 The pixels of all running requests are bounded by the KV pool: an image of so many tokens has so many bytes of features.
-So a pool of 300,000 tokens never has more than 5.6 GB of Qwen2.5-VL's running, whatever the pictures' sizes.
+So a pool of 300,000 tokens never has more than 5.6 GB of Qwen2.5-VL's running, whatever the pictures' sizes. As many
+again may wait for their turn.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def default_bytes(available: int, pool_tokens: int, running: int, input_tokens: 
     ``available``: bytes of memory to be had; ``pool_tokens``: of the KV pool; ``running``: most requests at once;
     ``input_tokens``: most of one request; ``per_token``: bytes of features. Raises ConfigError if there is too little.
     """
-    useful = min(pool_tokens, running * input_tokens) * per_token
+    useful = 2 * min(pool_tokens, running * input_tokens) * per_token
     size = int(min(max(useful, LEAST), available * SHARE, MOST)) // MIB * MIB
     if size < LEAST:
         raise ConfigError(
