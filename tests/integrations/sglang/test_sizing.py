@@ -22,18 +22,18 @@ def size(**values: int) -> int:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"pool_tokens": 100_000}, 100_000 * TOKEN),
-        ({"running": 4, "input_tokens": 8192}, 4 * 8192 * TOKEN),
-        ({"running": 4, "input_tokens": 8192, "pool_tokens": 10_000}, 10_000 * TOKEN),
+        ({"pool_tokens": 100_000}, 2 * 100_000 * TOKEN),
+        ({"running": 4, "input_tokens": 8192}, 2 * 4 * 8192 * TOKEN),
+        ({"running": 4, "input_tokens": 8192, "pool_tokens": 10_000}, 2 * 10_000 * TOKEN),
         ({"available": 8 * GIB}, 2 * GIB),
-        ({"available": 8 * GIB, "pool_tokens": 50_000}, 50_000 * TOKEN),
+        ({"available": 8 * GIB, "pool_tokens": 25_000}, 2 * 25_000 * TOKEN),
         ({}, MOST),
         ({"pool_tokens": 1}, LEAST),
         ({"pool_tokens": 1, "available": 4 * LEAST}, LEAST),
     ],
     ids=["the pool", "running x input", "the less of both", "memory", "pool below memory", "most", "least", "just"],
 )
-def test_it_is_what_can_be_filled_within_what_can_be_spared(values: dict[str, int], expected: int) -> None:
+def test_it_is_twice_what_can_run_within_what_can_be_spared(values: dict[str, int], expected: int) -> None:
     assert size(**values) == expected // MIB * MIB
 
 
