@@ -162,7 +162,10 @@ class Desk:
 
     def _went(self, way: Way) -> None:
         self.counts[way] += 1
-        self._metrics.went(way)
+        try:
+            self._metrics.went(way)
+        except Exception:  # what is counted is on its way: who fails here loses its ticket
+            self._say("metrics", logging.ERROR, "coatcheck's metrics could not be written", exc_info=True)
 
     async def send(self, requests: Sequence[Any], send: Callable[[list[Any]], Awaitable[None]]) -> None:
         """Checks in what can be, all at once, and sends all."""
@@ -173,7 +176,9 @@ class Desk:
                 made, tickets = await self._check_all_in(requests)
             except Exception:  # ours, whatever it is: the requests are as they came
                 self._say("exception", logging.ERROR, "coatcheck failed, and SGLang goes its own way", exc_info=True)
-                made, tickets = [self._aside(request, "trouble")[0] for request in requests], [None] * len(requests)
+                made, tickets = [*requests], [None] * len(requests)
+                for _ in filter(None, (request.mm_inputs for request in requests)):
+                    self._went("trouble")
             states = [self._manager.rid_to_state.get(request.rid) for request in requests]
             own = _feature_bytes(requests) if made[0] is requests[0] and len(made) == 1 else 0
             start = time.monotonic()
