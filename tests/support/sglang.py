@@ -116,7 +116,7 @@ def modules() -> dict[str, ModuleType]:
         "sglang.srt.managers": {},
         "sglang.srt.managers.io_struct": {
             "MMInputsProcessError": Processed,
-            "AbortReq": msgspec.defstruct("AbortReq", ["rid", "abort_all", "finished_reason", "abort_message"]),
+            "AbortReq": msgspec.defstruct("AbortReq", [("rid", str, ""), ("abort_all", bool, False)]),
             "TokenizedGenerateReqInput": msgspec.defstruct(
                 "Generate", ["rid", "mm_inputs", "stream", "session_params"]
             ),

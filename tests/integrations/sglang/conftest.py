@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -25,3 +29,18 @@ def fake_sglang(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(HookRegistry, "patched", set())
     monkeypatch.setattr(HookRegistry, "breaks", set())
     return monkeypatch
+
+
+@pytest.fixture
+def fresh(fake_sglang: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Imports one of the plugin's sides ("tokenizer", "ranks") over the SGLang that is there now."""
+
+    def fresh(side: str) -> Any:
+        package = importlib.import_module("coatcheck.integrations.sglang")
+        path = f"{package.__name__}.{side}"
+        fake_sglang.setattr(package, side, None, raising=False)
+        fake_sglang.setitem(sys.modules, path, ModuleType(path))  # so that what was there comes back afterwards
+        del sys.modules[path]
+        return importlib.import_module(path)
+
+    return fresh
