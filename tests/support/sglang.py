@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from coatcheck.integrations.sglang.support import BROADCAST, LIMITS, METRICS
+from coatcheck.integrations.sglang.support import BROADCAST, LIMITS, METRICS, UNNAMED
 from tests.support import sglang_hooks
 
 
@@ -72,6 +72,10 @@ def modules() -> dict[str, ModuleType]:
         self.identity = identity
         self.hash = self.pad_value = int.from_bytes(identity[:8], "big")
 
+    @staticmethod
+    def build_padded_input_ids(input_ids: list[int] | None, mm_items: list[Any]) -> list[int] | None:
+        return input_ids and [*input_ids, *(item.pad_value or 0 for item in mm_items)]
+
     def record(name: str, fields: list[str], **namespace: Any) -> type[msgspec.Struct]:
         """By keyword, None where nothing is given, and known to a pickle by the name of SGLang's."""
         given = [(field, Any, None) for field in fields]
@@ -90,11 +94,14 @@ def modules() -> dict[str, ModuleType]:
     for name, value in arguments.items():
         setattr(ServerArgs, name, value)
     values = {limit.setting: limit.served[0] for limit in LIMITS if limit.variable}
-    values["SGLANG_MM_SKIP_COMPUTE_HASH"] = False
+    values[UNNAMED] = False
     envs = SimpleNamespace(**{name: SimpleNamespace(get=lambda value=value: value) for name, value in values.items()})
 
     def get_server_args() -> ServerArgs:
         return ServerArgs()
+
+    def get_parallel() -> Any:
+        return SimpleNamespace(tp_rank=0)
 
     item_fields = [
         "modality", "hash", "pad_value", "offsets", "format", "feature", "precomputed_embeddings",
@@ -127,7 +134,9 @@ def modules() -> dict[str, ModuleType]:
         "sglang.srt.managers.schedule_batch": {
             "MultimodalInputs": MultimodalInputs,
             "MultimodalDataItem": record("MultimodalDataItem", item_fields, set_identity=set_identity),
-            "MultimodalProcessorOutput": record("MultimodalProcessorOutput", output_fields),
+            "MultimodalProcessorOutput": record(
+                "MultimodalProcessorOutput", output_fields, build_padded_input_ids=build_padded_input_ids
+            ),
         },
         "sglang.srt.managers.scheduler": {"Scheduler": Scheduler},
         "sglang.srt.managers.scheduler_components": {},
@@ -143,7 +152,7 @@ def modules() -> dict[str, ModuleType]:
         "sglang.srt.runtime_context": {
             "get_server_args": get_server_args,
             "get_observability": ServerArgs,
-            "get_parallel": lambda: SimpleNamespace(tp_rank=0),
+            "get_parallel": get_parallel,
         },
         "sglang.srt.server_args": {"ServerArgs": ServerArgs},
     }

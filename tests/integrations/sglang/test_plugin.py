@@ -20,7 +20,7 @@ from coatcheck.errors import ConfigError
 from coatcheck.integrations.sglang import plugin, rollcall, support
 from coatcheck.integrations.sglang.rollcall import Facts
 from coatcheck.integrations.sglang.settings import Settings
-from coatcheck.integrations.sglang.support import BROADCAST, LIMITS
+from coatcheck.integrations.sglang.support import BROADCAST, LIMITS, UNNAMED
 from coatcheck.integrations.sglang.targets import (
     ABORT,
     HOOKED,
@@ -279,6 +279,10 @@ DOCTORED: dict[str, tuple[Callable[[Patch], None], str]] = {
     "a variable under another name": (
         lambda patch: patch.delattr(sys.modules["sglang.srt.environ"].envs, "SGLANG_RUST_SERVER"),
         "there is no SGLANG_RUST_SERVER",
+    ),
+    "another variable under another name": (
+        lambda patch: patch.delattr(sys.modules["sglang.srt.environ"].envs, UNNAMED),
+        f"there is no {UNNAMED}",
     ),
     "inputs that are not taken as they are": (
         lambda patch: patch.setattr(INPUTS, inputs_copied),

@@ -66,6 +66,7 @@ SERVED = (
 )
 BROADCAST = "enable_broadcast_mm_inputs_process"
 METRICS = "enable_metrics"
+UNNAMED = "SGLANG_MM_SKIP_COMPUTE_HASH"  # items are to have no names by content
 
 
 def published() -> dict[str, object]:

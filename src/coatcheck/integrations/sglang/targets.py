@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coatcheck.findings import Finding
-from coatcheck.integrations.sglang.support import BROADCAST, LIMITS, METRICS
+from coatcheck.integrations.sglang.support import BROADCAST, LIMITS, METRICS, UNNAMED
 
 VERSIONS = ("0.5.23",)  # tested with; a local part ("+cu130") is not looked at
 _MANAGERS = "sglang.srt.managers"
@@ -54,10 +54,12 @@ CALLED = (
         "(obj, *, requires_mm_token_modalities=...)",
     ),
     Function(f"{_MANAGERS}.schedule_batch.MultimodalDataItem.set_identity", "(self, identity)"),
+    Function(f"{_MANAGERS}.schedule_batch.MultimodalProcessorOutput.build_padded_input_ids", "(input_ids, mm_items)"),
     Function(f"{_MANAGERS}.tokenizer_manager.TokenizerManager._dispatch_to_scheduler", "(self, obj)"),
     Function("sglang.srt.plugins.hook_registry.HookRegistry.register", "(target, hook, hook_type=..., *, source=...)"),
     Function("sglang.srt.runtime_context.get_server_args", "()"),
     Function("sglang.srt.runtime_context.get_observability", "()"),
+    Function("sglang.srt.runtime_context.get_parallel", "()"),
     Function("sglang.srt.server_args.ServerArgs.resolved_dict", "(self)"),
 )  # fmt: skip
 # Records whose every field the plugin has to know, since it takes them apart and puts them together again.
@@ -212,7 +214,8 @@ def _settings() -> Finding:
 
     arguments = [limit.setting for limit in LIMITS if not limit.variable]
     gone = [name for name in (*arguments, BROADCAST, METRICS) if not hasattr(ServerArgs, name)]
-    gone += [limit.setting for limit in LIMITS if limit.variable and not hasattr(envs, limit.setting)]
+    variables = [*(limit.setting for limit in LIMITS if limit.variable), UNNAMED]
+    gone += [name for name in variables if not hasattr(envs, name)]
     if gone:
         return Finding("SGLang's settings", f"there is no {', '.join(gone)}", _ANOTHER, "failed")
     return Finding("SGLang's settings", f"{len(LIMITS)} that limit the plugin", "all are called as expected", "ok")
