@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from enum import Enum
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from coatcheck.integrations.sglang.support import BROADCAST, LIMITS, METRICS
 from tests.support import sglang_hooks
 
 
-class Processed(msgspec.Struct):
+class Processed(msgspec.Struct, frozen=True):
     """MMInputsProcessError."""
 
     message: str
@@ -39,7 +40,7 @@ def modules() -> dict[str, ModuleType]:
 
     @dataclasses.dataclass
     class SchedulerRequestReceiver:
-        model_config: Any = None
+        recv_from_tokenizer: Any = None
 
         def recv_requests(self, local_reqs: Any = None) -> Any:
             return [*(local_reqs or []), "received"]
@@ -47,6 +48,7 @@ def modules() -> dict[str, ModuleType]:
     class MultimodalInputs:
         def __init__(self, mm_items: list[Any]) -> None:
             self.mm_items = mm_items
+            self.padded_input_ids: list[int] | None = None
 
         @staticmethod
         def from_processor_output(obj: Any, *, requires_mm_token_modalities: bool = False) -> Any:
@@ -61,7 +63,20 @@ def modules() -> dict[str, ModuleType]:
                 raise RuntimeError(mm_inputs.message)
             return mm_inputs
 
-    def set_identity(self: Any, identity: bytes) -> None: ...
+    class Modality(Enum):
+        IMAGE = "image"
+
+    Modality.__module__, Modality.__qualname__ = "sglang.srt.multimodal.modality", "Modality"
+
+    def set_identity(self: Any, identity: bytes) -> None:
+        self.identity = identity
+        self.hash = self.pad_value = int.from_bytes(identity[:8], "big")
+
+    def record(name: str, fields: list[str], **namespace: Any) -> type[msgspec.Struct]:
+        """By keyword, None where nothing is given, and known to a pickle by the name of SGLang's."""
+        given = [(field, Any, None) for field in fields]
+        where = "sglang.srt.managers.schedule_batch"
+        return msgspec.defstruct(name, given, module=where, namespace=namespace, kw_only=True, dict=True, weakref=True)
 
     def _wait_for_scheduler_ready(scheduler_pipe_readers: list[Any], scheduler_procs: list[Any]) -> list[Any]:
         return [reader() for reader in scheduler_pipe_readers]
@@ -75,16 +90,17 @@ def modules() -> dict[str, ModuleType]:
     for name, value in arguments.items():
         setattr(ServerArgs, name, value)
     values = {limit.setting: limit.served[0] for limit in LIMITS if limit.variable}
+    values["SGLANG_MM_SKIP_COMPUTE_HASH"] = False
     envs = SimpleNamespace(**{name: SimpleNamespace(get=lambda value=value: value) for name, value in values.items()})
 
     def get_server_args() -> ServerArgs:
         return ServerArgs()
 
-    item = [
+    item_fields = [
         "modality", "hash", "pad_value", "offsets", "format", "feature", "precomputed_embeddings",
         "keep_device_embedding", "model_specific_data", "identity", "pad_values",
     ]  # fmt: skip
-    output = [
+    output_fields = [
         "mm_items", "input_ids", "padded_input_ids", "im_token_id", "im_start_id", "im_end_id", "slice_start_id",
         "slice_end_id", "video_token_id", "audio_token_id", "audio_start_id", "audio_end_id", "mrope_positions",
         "mrope_position_delta", "vision_position_ids", "media_nums_per_sample", "visible_frame_counts",
@@ -110,10 +126,8 @@ def modules() -> dict[str, ModuleType]:
         },
         "sglang.srt.managers.schedule_batch": {
             "MultimodalInputs": MultimodalInputs,
-            "MultimodalDataItem": dataclasses.make_dataclass(
-                "MultimodalDataItem", item, namespace={"set_identity": set_identity}
-            ),
-            "MultimodalProcessorOutput": msgspec.defstruct("MultimodalProcessorOutput", output),
+            "MultimodalDataItem": record("MultimodalDataItem", item_fields, set_identity=set_identity),
+            "MultimodalProcessorOutput": record("MultimodalProcessorOutput", output_fields),
         },
         "sglang.srt.managers.scheduler": {"Scheduler": Scheduler},
         "sglang.srt.managers.scheduler_components": {},
@@ -124,7 +138,13 @@ def modules() -> dict[str, ModuleType]:
             "TokenizerManager": TokenizerManager,
             "ReqState": dataclasses.make_dataclass("ReqState", ["out_list", "abort_sent", "dispatched"]),
         },
-        "sglang.srt.runtime_context": {"get_server_args": get_server_args, "get_observability": ServerArgs},
+        "sglang.srt.multimodal": {},
+        "sglang.srt.multimodal.modality": {"Modality": Modality},
+        "sglang.srt.runtime_context": {
+            "get_server_args": get_server_args,
+            "get_observability": ServerArgs,
+            "get_parallel": lambda: SimpleNamespace(tp_rank=0),
+        },
         "sglang.srt.server_args": {"ServerArgs": ServerArgs},
     }
     made = {name: ModuleType(name) for name in contents}

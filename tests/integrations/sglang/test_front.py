@@ -3,82 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-import zmq
 
-from coatcheck.arena import ArenaAddress, ArenaReader
 from coatcheck.errors import ArenaFull, PayloadTooLarge
-from coatcheck.integrations.sglang.codec import Packed, Packer, Unpackable, unpack
-from coatcheck.integrations.sglang.front import Front, Refused
-from coatcheck.integrations.sglang.records import Attached, Ticket, Withdrawn, ticket_of
-from coatcheck.messages import Ready, Record, Returned
-from coatcheck.private_socket import PrivateEndpoint
-from coatcheck.wire import encode
+from coatcheck.integrations.sglang import front as module
+from coatcheck.integrations.sglang.breaker import FAILURES
+from coatcheck.integrations.sglang.codec import LARGE, Digests, Unpackable
+from coatcheck.integrations.sglang.front import Front, Refused, Trouble
+from coatcheck.integrations.sglang.pace import Pace
+from coatcheck.integrations.sglang.records import Answer, Attached, Failed, Ticket, Withdrawn
+from coatcheck.messages import Ready, Returned
+from tests.support.sglang_peer import Hashes, Package, Peer, until
 
-RANKS = 2
 SIZE = 1 << 20
+COUNT = LARGE // 4  # float32 of a tensor with a block
 
 
-class Peer:
-    """All ranks. They prepare whatever they are told to, until ``reports`` is changed."""
+class House:
+    """A front, and its ranks."""
 
-    def __init__(self, front: Front) -> None:
-        self.front = front
-        self.reader = ArenaReader(ArenaAddress.from_json(front.hello.arena))
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._out = self._context.socket(zmq.PUSH)
-        self._out.connect(front.hello.reports)
-        self._in = [self._context.socket(zmq.PULL) for _ in range(RANKS)]
-        self.attached = [Attached(rank, PrivateEndpoint(told).address) for rank, told in enumerate(self._in)]
-        self.reports: Callable[[Ticket, int], Ready | None] = lambda ticket, rank: Ready(ticket.request, rank, None)
-        self.told: list[list[Ticket | Withdrawn]] = [[] for _ in range(RANKS)]
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._prepare, daemon=True)
-        self._thread.start()
-
-    def _prepare(self) -> None:
-        poller, out = zmq.Poller(), self._context.socket(zmq.PUSH)
-        out.connect(self.front.hello.reports)
-        for told in self._in:
-            poller.register(told, zmq.POLLIN)
-        while not self._closing.is_set():
-            for socket, _ in poller.poll(20):
-                rank = self._in.index(socket)
-                record = ticket_of(socket.recv())
-                self.told[rank].append(record)
-                report = self.reports(record, rank) if isinstance(record, Ticket) else None
-                if report is not None:
-                    out.send(encode(report))
-        out.close(linger=0)
+    def __init__(self, attach: Callable[[int], Attached | None]) -> None:
+        self.peer = Peer(attach=attach)
+        self.pace = Pace(0.0)
+        self.front = Front(SIZE, self.peer.addresses, self.pace)
 
     def attach(self) -> None:
-        self.say(*self.attached)
-        self.until(lambda: self.front.attached)
+        assert self.front.wait_attached(10) == ""
 
-    def say(self, *records: Record) -> None:
-        for record in records:
-            self._out.send(encode(record))
-
-    def told_all(self, *records: Ticket | Withdrawn) -> None:
-        self.until(lambda: all(told == [*records] for told in self.told))
-
-    def junk(self) -> None:
-        self._out.send(b"junk")
-
-    def give_back(self, ticket: Ticket) -> None:
-        self.say(*(Returned(ticket.request, rank) for rank in range(RANKS)))
-
-    def until(self, done: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10
-        while not done():
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+    def check_in(self, *tensors: torch.Tensor, note: object = None) -> Ticket:
+        return asyncio.run(self.front.check_in(Package(*tensors, note=note)))
 
     @property
     def held(self) -> int:
@@ -86,185 +49,476 @@ class Peer:
         return statistics.reserved + statistics.in_use + statistics.quarantined
 
     def until_free(self) -> None:
-        self.until(lambda: self.held == 0)
+        until(lambda: self.held == 0)
+
+    def patience(self, seconds: float) -> None:
+        """Whatever the size."""
+        self.pace.patience_s = lambda nbytes, unhashed: seconds  # type: ignore[method-assign]
+
+    def fill(self) -> Ticket:
+        """Until there is no room for a picture."""
+        return self.check_in(torch.full((SIZE - LARGE + 1,), 7, dtype=torch.uint8))
 
     def close(self) -> None:
-        self._closing.set()
-        self._thread.join()
-        self.reader.close()
-        self._context.destroy(linger=0)
+        self.peer.close()
+        self.front.close()
 
 
-@contextmanager
-def opened() -> Iterator[Peer]:
-    front = Front(SIZE, RANKS)
-    made = Peer(front)
+@contextlib.contextmanager
+def opened(attach: Callable[[int], Attached | None] = Attached) -> Iterator[House]:
+    made = House(attach)
     try:
         yield made
     finally:
         made.close()
-        front.close()
 
 
 @pytest.fixture
-def peer() -> Iterator[Peer]:
+def house() -> Iterator[House]:
     with opened() as made:
         made.attach()
         yield made
 
 
-def pack(tensor: torch.Tensor) -> Callable[[], Packed]:
-    return lambda: Packer().pack([tensor], [tensor])
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes seconds takes tenths of one."""
+    monkeypatch.setattr("coatcheck.integrations.sglang.front.READY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("coatcheck.integrations.sglang.front.LOOK_S", 0.05)
+    monkeypatch.setattr("coatcheck.integrations.sglang.breaker.LEAST_S", 0.2)
 
 
-def check_in(front: Front, tensor: torch.Tensor) -> Ticket:
-    return asyncio.run(front.check_in(pack(tensor), copy=False))
+def picture(value: float = 1.0) -> torch.Tensor:
+    return torch.full((COUNT,), float(value))
 
 
-def test_a_ticket_leads_to_the_tensor(peer: Peer) -> None:
-    tensor = torch.rand(100)
-    ticket = check_in(peer.front, tensor)
-    (made,) = unpack(peer.reader.view(ticket.handle), lend=False)
-    assert torch.equal(made, tensor)
-    assert len(encode(ticket)) <= 128
-    assert peer.held
-    peer.say(Returned(ticket.request, 0), Returned(ticket.request, 0))  # one rank alone, even twice
+def mute(ticket: Ticket, rank: int) -> None:
+    """No rank reports."""
+
+
+# ---------------------------------------------------------------------- the ranks
+
+
+def test_a_ticket_leads_to_the_tensors(house: House) -> None:
+    one, other = torch.rand(COUNT), torch.rand(2, COUNT)
+    ticket = house.check_in(one, other)
+    assert all(map(torch.equal, house.peer.read(ticket), (one, other)))
+    assert house.held == 3 * LARGE
+    house.peer.say(Returned(ticket.request, 0), Returned(ticket.request, 0))  # one rank alone, even twice
     time.sleep(0.1)
-    assert peer.held
-    peer.say(Returned(ticket.request, 1))
-    peer.until_free()
+    assert house.held
+    house.peer.say(Returned(ticket.request, 1))
+    house.until_free()
+
+
+def test_what_has_no_large_tensor_travels_without_a_block(house: House) -> None:
+    ticket = house.check_in(note=[1, 2, 3])
+    assert ticket.handles == ()
+    assert house.held == 0
+    house.peer.told_all(ticket)
 
 
 def test_tickets_go_out_once_every_rank_is_attached() -> None:
-    with opened() as peer:
-        peer.say(peer.attached[0], peer.attached[0], Attached(1, "junk"))
-        peer.junk()
-        time.sleep(0.1)
-        assert not peer.front.attached
-        peer.say(peer.attached[1])
-        peer.until(lambda: peer.front.attached)
-        peer.told_all(check_in(peer.front, torch.ones(1)))
+    with opened(lambda rank: None) as house:
+        until(lambda: hasattr(house.peer, "arena"))
+        house.peer.say(Attached(0), Attached(0))
+        house.peer.send(b"junk")
+        assert house.front.wait_attached(0.2) == "rank 1 did not map the arena within 0.2 s"
+        assert not house.front.carries
+        house.peer.say(Attached(1))
+        house.attach()
+        assert house.front.carries
+        house.peer.told_all(house.check_in(picture()))
 
 
-def test_a_ticket_is_had_once_every_rank_has_prepared_it(peer: Peer) -> None:
-    peer.reports = lambda ticket, rank: None if rank else Ready(ticket.request, rank, None)
+def test_why_a_rank_could_not_attach_is_said_at_once() -> None:
+    with opened(lambda rank: Attached(rank, "no such file") if rank else None) as house:
+        assert house.front.wait_attached(10) == "rank 1: no such file"
+
+
+def test_a_ticket_is_had_once_every_rank_has_prepared_it(house: House) -> None:
+    house.peer.reports = lambda ticket, rank: None if rank else Ready(ticket.request, rank)
 
     async def wait() -> Ticket:
-        checking = asyncio.create_task(peer.front.check_in(pack(torch.ones(1)), copy=False))
-        await asyncio.to_thread(peer.until, lambda: all(peer.told))
+        checking = asyncio.create_task(house.front.check_in(Package(picture())))
+        await asyncio.to_thread(house.peer.until_told, 1)
         await asyncio.sleep(0.05)
         assert not checking.done()
-        (ticket,) = peer.told[0]
-        peer.say(Ready(ticket.request, 1, None))
+        (ticket,) = house.peer.tickets()
+        house.peer.say(Ready(ticket.request, 1))
+        return await checking
+
+    house.peer.told_all(asyncio.run(wait()))
+
+
+def test_what_a_rank_refuses_is_refused_and_given_back_and_is_no_trouble(house: House) -> None:
+    house.peer.reports = lambda ticket, rank: Ready(ticket.request, rank, "broken" if rank else None)
+    for _ in range(FAILURES + 2):
+        with pytest.raises(Refused, match="broken"):
+            house.check_in(picture())
+    assert house.front.carries
+    ticket, withdrawn = house.peer.told[1][:2]
+    assert isinstance(ticket, Ticket)
+    assert withdrawn == Withdrawn(ticket.request)
+    assert house.held
+    house.peer.give_back(*house.peer.tickets())
+    house.until_free()
+
+
+def failing(ticket: Ticket, rank: int) -> Ready | Failed:
+    return Failed(ticket.request, rank, "out of memory") if rank else Ready(ticket.request, rank)
+
+
+def test_one_failing_rank_is_trouble_and_three_times_in_a_row_opens_the_breaker(
+    soon: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened() as house:
+        house.attach()
+        ready = house.peer.reports
+        for count in range(2 * FAILURES - 1):
+            house.peer.reports = ready if count == FAILURES - 1 else failing  # with one that succeeds in between
+            with contextlib.nullcontext() if count == FAILURES - 1 else pytest.raises(Trouble, match="out of memory"):
+                house.check_in(picture())
+            assert house.front.carries
+        with pytest.raises(Trouble, match="out of memory"):
+            house.check_in(picture())
+        assert house.front.standing_aside
+        assert not house.front.carries
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        until(lambda: house.front.carries)
+        with pytest.raises(Trouble, match="out of memory"):  # one is enough now
+            house.check_in(picture())
+        assert not house.front.carries
+        house.peer.reports = ready
+        until(lambda: house.front.carries)
+        house.check_in(picture())
+
+
+def test_silence_of_a_rank_costs_what_is_open_a_bounded_time_and_later_requests_nothing(
+    soon: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with opened() as house:
+        house.attach()
+        house.peer.reports = lambda ticket, rank: None if rank else Ready(ticket.request, rank)
+        house.peer.answers = lambda probe, rank: None
+
+        async def several() -> list[tuple[float, BaseException | Ticket]]:
+            async def one(after: float) -> tuple[float, BaseException | Ticket]:
+                await asyncio.sleep(after)
+                (end,) = await asyncio.gather(house.front.check_in(Package(picture(after))), return_exceptions=True)
+                return time.monotonic(), end
+
+            return await asyncio.gather(*map(one, (0, 0.1, 0.2)))
+
+        start = time.monotonic()
+        ends = asyncio.run(several())
+        for at, end in ends:
+            assert isinstance(end, Trouble)
+            assert "no report from rank 1 within 0.3 s" in str(end)
+            assert 0.3 <= at - start < 1
+        assert max(at for at, _ in ends) - min(at for at, _ in ends) < 0.1, "all that are open, at once"
+        assert not house.front.carries
+        with pytest.raises(Trouble):
+            asked = time.monotonic()
+            house.check_in(picture(9))
+        assert time.monotonic() - asked < 0.15, "it waited for a rank that is known to be silent"
+        assert len(house.peer.tickets()) == 3
+
+        until(lambda: len(house.peer.probed[1]) >= 3)
+        times = [at for at, _ in house.peer.probed[1]]
+        assert all(0.15 < later - earlier < 0.6 for earlier, later in pairwise(times))
+        assert not house.front.carries, "no rank has answered"
+        house.peer.answers = lambda probe, rank: None if rank else Answer(probe.number, rank)
+        time.sleep(0.5)
+        assert not house.front.carries, "one has not"
+        house.peer.answers = lambda probe, rank: Answer(probe.number, rank)
+        house.peer.reports = lambda ticket, rank: Ready(ticket.request, rank)
+        until(lambda: house.front.carries)
+        told = len(house.peer.probed[0])
+        house.check_in(picture(9))
+        time.sleep(0.5)
+        assert len(house.peer.probed[0]) == told, "probes go on"
+        assert [(record.levelname, "again" in record.message) for record in caplog.records] == [
+            ("WARNING", False),
+            ("INFO", True),
+        ]
+
+
+def test_silence_is_noticed_although_every_client_has_left(soon: None) -> None:
+    with opened() as house:
+        house.attach()
+        house.peer.reports = mute
+
+        async def leave() -> None:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(house.front.check_in(Package(picture())), 0.1)
+
+        asyncio.run(leave())
+        assert house.front.carries
+        house.peer.answers = lambda probe, rank: None
+        until(lambda: not house.front.carries, 1)
+
+
+def test_who_leaves_while_the_ranks_prepare_has_withdrawn_its_ticket(house: House) -> None:
+    house.peer.reports = mute
+
+    async def leave() -> None:
+        checking = asyncio.create_task(house.front.check_in(Package(picture())))
+        await asyncio.to_thread(house.peer.until_told, 1)
+        checking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await checking
+
+    asyncio.run(leave())
+    (ticket,) = house.peer.tickets()
+    house.peer.told_all(ticket, Withdrawn(ticket.request))
+    assert house.held, "the ranks have not given it back"
+    house.peer.give_back(ticket)
+    house.until_free()
+
+
+# ---------------------------------------------------------------------- content
+
+
+def test_the_same_picture_in_another_prompt_is_one_block(house: House) -> None:
+    tensor = torch.rand(COUNT)
+    tickets = [house.check_in(tensor.clone(), note=f"prompt {number}") for number in range(3)]
+    assert len({ticket.handles for ticket in tickets}) == 1
+    assert len({ticket.body for ticket in tickets}) == 3
+    assert len({ticket.request for ticket in tickets}) == 3
+    assert house.held == LARGE
+    for ticket in tickets[:2]:
+        house.peer.give_back(ticket)
+    time.sleep(0.1)
+    assert house.held
+    house.front.withdraw(tickets[2])  # it was never sent
+    house.peer.told_all(*tickets, Withdrawn(tickets[2].request))
+    house.peer.give_back(tickets[2])
+    house.until_free()
+
+
+def test_a_later_turn_adds_its_new_picture_only(house: House) -> None:
+    first, second = torch.rand(COUNT), torch.rand(COUNT)
+    early, late = house.check_in(first, note="turn 1"), house.check_in(first, second, note="turn 2")
+    assert early.handles[0] == late.handles[0]
+    assert house.held == 2 * LARGE
+    assert all(map(torch.equal, house.peer.read(late), (first, second)))
+
+
+def test_a_tensor_that_is_sent_several_times_is_hashed_and_written_once(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes, tensor = Hashes(monkeypatch), torch.rand(COUNT)
+    tickets = [house.check_in(tensor, note=number) for number in range(4)]
+    assert hashes.count == 1
+    assert house.front.statistics().reservations == 1
+    assert len({ticket.handles for ticket in tickets}) == 1
+
+
+def test_a_tensor_that_was_changed_in_between_is_another(house: House) -> None:
+    tensor = torch.rand(COUNT)
+    before = house.check_in(tensor)
+    tensor[3] = -1.0
+    after = house.check_in(tensor)
+    assert before.handles != after.handles
+    assert torch.equal(house.peer.read(after)[0], tensor)
+    assert not torch.equal(house.peer.read(before)[0], tensor)
+
+
+def test_equal_tensors_of_one_request_are_one_block(house: House) -> None:
+    tensor = torch.rand(COUNT)
+    ticket = house.check_in(tensor, tensor.clone())
+    assert ticket.handles[0] == ticket.handles[1]
+    assert house.held == LARGE
+    house.peer.give_back(ticket)
+    house.until_free()
+
+
+# ---------------------------------------------------------------------- room
+
+
+def test_a_full_arena_hashes_and_packs_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.fill()
+    hashes, package = Hashes(monkeypatch), Package(picture())
+    for seconds in (0.0, 0.2):
+        house.patience(seconds)
+        asked = time.monotonic()
+        with pytest.raises(ArenaFull):
+            asyncio.run(house.front.check_in(package))
+        assert seconds <= time.monotonic() - asked < seconds + 0.15
+    assert (hashes.count, package.packed) == (0, 0)
+    assert len(house.peer.tickets()) == 1
+
+
+def test_how_long_it_waits_is_asked_with_what_it_holds(house: House) -> None:
+    house.fill()
+    asked: list[tuple[int, int]] = []
+    house.pace.patience_s = lambda nbytes, unhashed: asked.append((nbytes, unhashed)) or 0.0  # type: ignore[method-assign,func-returns-value]
+    with pytest.raises(ArenaFull):
+        asyncio.run(house.front.check_in(Package(picture(), picture(), unhashed=5)))
+    assert asked == [(2 * LARGE, 5)]
+
+
+def test_it_gets_the_room_that_comes_free_while_it_waits(house: House) -> None:
+    first = house.fill()
+    house.patience(10)
+
+    async def wait() -> Ticket:
+        checking = asyncio.create_task(house.front.check_in(Package(picture())))
+        await asyncio.to_thread(until, lambda: house.front.waiting == 1)
+        await asyncio.sleep(0.1)
+        house.peer.give_back(first)
         return await checking
 
     ticket = asyncio.run(wait())
-    peer.told_all(ticket)
+    assert torch.equal(house.peer.read(ticket)[0], picture())
+    (waited,) = house.front.waits
+    assert 0.1 <= waited < 1
+    assert house.front.waiting == 0
 
 
-def test_what_a_rank_cannot_prepare_is_refused_and_given_back(peer: Peer) -> None:
-    peer.reports = lambda ticket, rank: Ready(ticket.request, rank, "broken" if rank else None)
-    with pytest.raises(Refused, match="broken"):
-        check_in(peer.front, torch.ones(1))
-    ticket = peer.told[1][0]
-    assert isinstance(ticket, Ticket)
-    peer.told_all(ticket, Withdrawn(ticket.request))
-    peer.give_back(ticket)
-    peer.until_free()
+def test_what_is_there_already_needs_no_room(house: House) -> None:
+    tensor = picture()
+    house.check_in(tensor)
+    house.check_in(torch.full((SIZE - LARGE,), 7, dtype=torch.uint8))
+    assert house.front.statistics().free == 0
+    house.check_in(tensor, note="again")
 
 
-def test_what_a_rank_does_not_report_is_refused_although_nothing_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coatcheck.integrations.sglang.front.READY_TIMEOUT_S", 0.2)
-    monkeypatch.setattr("coatcheck.integrations.sglang.front.LOOK_S", 0.05)
-    with opened() as peer:
-        peer.attach()
-        peer.reports = lambda ticket, rank: None
-        with pytest.raises(Refused, match=r"no report from rank 0, 1 within 0\.2 s"):
-            check_in(peer.front, torch.ones(1))
+def test_what_carried_requests_take_is_measured(house: House) -> None:
+    sizes: list[int] = []
+    house.pace.carried = lambda nbytes, seconds: sizes.append(nbytes)  # type: ignore[method-assign]
+    house.check_in(picture(), picture(2))
+    assert sizes == [2 * LARGE]
 
 
-def test_who_leaves_while_the_ranks_prepare_has_withdrawn_its_ticket(peer: Peer) -> None:
-    peer.reports = lambda ticket, rank: None
-
-    async def leave() -> None:
-        checking = asyncio.create_task(peer.front.check_in(pack(torch.ones(1)), copy=False))
-        await asyncio.to_thread(peer.until, lambda: all(peer.told))
-        checking.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await checking
-
-    asyncio.run(leave())
-    (ticket, *_) = peer.told[0]
-    assert isinstance(ticket, Ticket)
-    peer.told_all(ticket, Withdrawn(ticket.request))
-    assert peer.held, "the ranks have not given it back"
-    peer.give_back(ticket)
-    peer.until_free()
-
-
-def test_equal_content_is_written_once_and_each_ticket_given_back_by_itself(peer: Peer) -> None:
-    tensor = torch.rand(100)
-    tickets = [check_in(peer.front, tensor.clone()) for _ in range(3)]
-    assert len({ticket.handle for ticket in tickets}) == 1
-    assert len({ticket.request for ticket in tickets}) == 3
-    assert peer.front.statistics().reservations == 1
-    for ticket in tickets[:2]:
-        peer.give_back(ticket)
-    time.sleep(0.1)
-    assert peer.held
-    peer.front.withdraw(tickets[2])  # it was never sent
-    peer.told_all(*tickets, Withdrawn(tickets[2].request))
-    peer.give_back(tickets[2])
-    peer.until_free()
-
-
-def test_without_room_nothing_is_held(peer: Peer) -> None:
+def test_without_room_nothing_is_held(house: House) -> None:
     large = torch.zeros(SIZE * 5 // 8, dtype=torch.uint8)
-    ticket = check_in(peer.front, large)
+    ticket = house.check_in(large)
     with pytest.raises(ArenaFull):
-        check_in(peer.front, large + 1)
+        house.check_in(large + 1)
+    with pytest.raises(ArenaFull):
+        house.check_in(picture(), large + 1)
     with pytest.raises(PayloadTooLarge):
-        check_in(peer.front, torch.zeros(2 * SIZE, dtype=torch.uint8))
+        house.check_in(torch.zeros(2 * SIZE, dtype=torch.uint8))
+    house.peer.give_back(ticket)
+    house.until_free()
+    house.check_in(large + 1)
+
+
+def test_what_cannot_be_packed_holds_nothing(house: House) -> None:
     with pytest.raises(Unpackable):
-        check_in(peer.front, torch.ones(2, requires_grad=True))
-    peer.give_back(ticket)
-    peer.until_free()
-    check_in(peer.front, large + 1)
+        house.check_in(picture(), note=threading.Lock())
+    assert house.held == 0
+    assert house.peer.tickets() == []
+
+
+def test_a_request_that_waits_for_room_waits_for_no_rank_that_is_known_to_be_silent(soon: None) -> None:
+    with opened() as house:
+        house.attach()
+        first = house.check_in(torch.full((SIZE - LARGE // 2,), 7, dtype=torch.uint8))
+        house.patience(10)
+        house.peer.answers = lambda probe, rank: None
+
+        async def wait() -> float:
+            checking = asyncio.create_task(house.front.check_in(Package(picture())))
+            await asyncio.to_thread(until, lambda: house.front.waiting == 1)
+            house.peer.reports = mute
+            with pytest.raises(Trouble):
+                await house.front.check_in(Package(note="small"))
+            assert not house.front.carries
+            house.peer.give_back(first)
+            asked = time.monotonic()
+            with pytest.raises(Trouble):
+                await checking
+            return time.monotonic() - asked
+
+        assert asyncio.run(wait()) < 0.2
+        assert len(house.peer.tickets()) == 2
+        house.until_free()
+
+
+# ---------------------------------------------------------------------- threads
+
+
+class Gate:
+    """In place of one step of a writer's thread: it begins, and ends when it may."""
+
+    def __init__(self, fails: bool) -> None:
+        self.begun, self.may_end = threading.Event(), threading.Event()
+        self._fails = fails
+
+    def __call__(self, *arguments: Any) -> None:
+        self.begun.set()
+        assert self.may_end.wait(10)
+        if self._fails:
+            del arguments  # who keeps the error would keep a view of the arena
+            raise RuntimeError("disk full of memory")
+        np.copyto(*arguments)
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["slow", "failing"])
-def test_a_block_is_nobodys_while_a_thread_may_write_to_it(peer: Peer, fails: bool) -> None:
-    writing, may_end = threading.Event(), threading.Event()
-
-    class Slow(Packed):
-        def write(self, room: memoryview) -> None:
-            writing.set()
-            assert may_end.wait(10)
-            if fails:
-                raise RuntimeError("disk full of memory")
+def test_a_block_is_nobodys_while_a_thread_may_write_to_it(
+    house: House, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    gate = Gate(fails)
+    monkeypatch.setattr(module, "np", SimpleNamespace(copyto=gate, frombuffer=np.frombuffer, uint8=np.uint8))
 
     async def leave() -> None:
-        checking = asyncio.create_task(peer.front.check_in(lambda: Slow(5000, b"d" * 32, ()), copy=False))
-        await asyncio.to_thread(writing.wait, 10)
+        checking = asyncio.create_task(house.front.check_in(Package(picture())))
+        await asyncio.to_thread(gate.begun.wait, 10)
         checking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await checking
-        assert peer.front.statistics().reserved
-        may_end.set()
-        await asyncio.to_thread(peer.until_free)
+        assert house.front.statistics().reserved
+        gate.may_end.set()
+        await asyncio.to_thread(house.until_free)
+
+    asyncio.run(leave())
+    assert house.peer.tickets() == []
+
+
+def test_who_leaves_before_a_thread_has_begun_holds_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(fails=False)
+    monkeypatch.setattr(module, "np", SimpleNamespace(copyto=gate, frombuffer=np.frombuffer, uint8=np.uint8))
+
+    async def leave() -> None:
+        first = [asyncio.create_task(house.front.check_in(Package(picture(n)))) for n in range(module.WRITERS)]
+        await asyncio.to_thread(gate.begun.wait, 10)
+        late = asyncio.create_task(house.front.check_in(Package(picture(99))))
+        await asyncio.sleep(0.05)
+        assert house.front.statistics().reserved == LARGE * (module.WRITERS + 1)
+        late.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await late
+        assert house.front.statistics().reserved == LARGE * module.WRITERS
+        gate.may_end.set()
+        house.peer.give_back(*await asyncio.gather(*first))
+        await asyncio.to_thread(house.until_free)
 
     asyncio.run(leave())
 
 
-def test_the_loop_runs_while_a_payload_is_packed_and_written(peer: Peer) -> None:
-    async def beat() -> None:
-        may_pack = threading.Event()
+def test_an_error_on_a_thread_holds_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(fails=True)
+    gate.may_end.set()
+    monkeypatch.setattr(module, "np", SimpleNamespace(copyto=gate, frombuffer=np.frombuffer, uint8=np.uint8))
+    with pytest.raises(RuntimeError, match="disk full"):
+        house.check_in(picture())
+    assert house.held == 0
 
-        def slow() -> Packed:
+
+def test_the_loop_runs_while_a_payload_is_packed(house: House) -> None:
+    may_pack = threading.Event()
+
+    class Slow(Package):
+        def body(self, digests: Digests) -> bytes:
             assert may_pack.wait(10)
-            return pack(torch.ones(3))()
+            return super().body(digests)
 
-        checking = asyncio.create_task(peer.front.check_in(slow, copy=False))
+    async def beat() -> None:
+        checking = asyncio.create_task(house.front.check_in(Slow(picture())))
         for _ in range(10):
             await asyncio.sleep(0.001)
         assert not checking.done()
@@ -272,3 +526,42 @@ def test_the_loop_runs_while_a_payload_is_packed_and_written(peer: Peer) -> None
         await checking
 
     asyncio.run(beat())
+
+
+# ---------------------------------------------------------------------- the end
+
+
+def test_what_waits_when_it_is_closed_is_told_so_and_nothing_more_is_taken() -> None:
+    with opened() as house:
+        house.attach()
+        house.peer.reports = mute
+
+        async def wait() -> None:
+            checking = asyncio.create_task(house.front.check_in(Package(picture())))
+            await asyncio.to_thread(house.peer.until_told, 1)
+            await asyncio.to_thread(house.front.close)
+            with pytest.raises(Trouble, match="the ranks have ended"):
+                await checking
+            for package in (Package(picture()), Package(picture(2)), Package()):
+                with pytest.raises(Trouble):
+                    await house.front.check_in(package)
+
+        asyncio.run(wait())
+        assert not house.front.carries
+        house.front.close()
+
+
+def test_what_waits_for_room_when_it_is_closed_is_told_so() -> None:
+    with opened() as house:
+        house.attach()
+        house.fill()
+        house.patience(1)
+
+        async def wait() -> None:
+            checking = [asyncio.create_task(house.front.check_in(Package(picture(n)))) for n in range(2)]
+            await asyncio.to_thread(until, lambda: house.front.waiting == 2)
+            await asyncio.to_thread(house.front.close)
+            for end in await asyncio.gather(*checking, return_exceptions=True):
+                assert isinstance(end, (Trouble, ArenaFull)), repr(end)
+
+        asyncio.run(wait())

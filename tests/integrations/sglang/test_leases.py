@@ -12,7 +12,7 @@ import torch
 
 from coatcheck.arena import Arena, ArenaReader
 from coatcheck.errors import HandleStale
-from coatcheck.integrations.sglang.codec import Packer, unpack
+from coatcheck.integrations.sglang.codec import flat, pack, unpack
 from coatcheck.integrations.sglang.leases import Leases
 from coatcheck.integrations.sglang.records import Ticket
 from coatcheck.messages import Handle
@@ -27,18 +27,19 @@ class House:
         self.back: list[str] = []
         self.leases = Leases(self.reader, self.back.append)
 
-    def ticket(self, name: str, tensor: torch.Tensor) -> Ticket:
-        packed = Packer().pack([tensor], [tensor])
-        block = self.arena.reserve(packed.nbytes)
-        with self.arena.writable(block) as room:
-            packed.write(room)
-        block = self.arena.commit(name, block, packed.nbytes)
-        self.arena.dispatch(name, [0])
-        return Ticket(name, Handle(block.offset, block.nonce, (packed.nbytes,), "uint8"))
+    def ticket(self, name: str, *tensors: torch.Tensor) -> Ticket:
+        blocks = [self.arena.put(name, flat(tensor).data) for tensor in tensors]
+        if blocks:
+            self.arena.dispatch(name, [0])
+        handles = (Handle(block.offset, block.nonce, (block.nbytes,), "uint8") for block in blocks)
+        return Ticket(name, pack(list(tensors), tensors, tensors), tuple(handles))
+
+    def tensors(self, ticket: Ticket) -> list[torch.Tensor]:
+        made: list[torch.Tensor] = unpack(ticket.body, self.leases.lend(ticket))
+        return made
 
     def tensor(self, ticket: Ticket) -> torch.Tensor:
-        (made,) = unpack(self.leases.lend(ticket), lend=True)
-        assert isinstance(made, torch.Tensor)
+        (made,) = self.tensors(ticket)
         return made
 
     def until_back(self, *names: str) -> None:
@@ -91,7 +92,8 @@ def test_it_comes_back_once_whatever_happens(house: House) -> None:
     ticket = house.ticket("copied", torch.ones(4))
     house.leases.lend(ticket)
     house.until_back("copied")
-    stale = Ticket("stale", Handle(ticket.handle.offset, ticket.handle.nonce ^ 1, ticket.handle.shape, "uint8"))
+    (handle,) = ticket.handles
+    stale = Ticket("stale", b"", (handle, Handle(handle.offset, handle.nonce ^ 1, handle.shape, "uint8")))
     with pytest.raises(HandleStale):
         house.leases.lend(stale)
     house.until_back("copied", "stale")
@@ -101,6 +103,38 @@ def test_it_comes_back_once_whatever_happens(house: House) -> None:
     house.until_back("copied", "stale", "twice")
     del second
     house.until_back("copied", "stale", "twice", "twice")
+
+
+def test_a_ticket_comes_back_once_nothing_lies_over_any_of_its_blocks(house: House) -> None:
+    first, second, third = house.tensors(house.ticket("r", torch.ones(4), torch.zeros(5), torch.ones(6)))
+    del second
+    house.stays()
+    del first
+    house.stays()
+    del third
+    house.until_back("r")
+
+
+def test_one_without_blocks_is_not_given_back(house: House) -> None:
+    assert house.tensors(house.ticket("none")) == []
+    house.stays()
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Only reference counts end anything."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_it_comes_back_without_the_garbage_collector(no_collector: None, house: House) -> None:
+    held = house.tensors(house.ticket("r", torch.ones(4), torch.zeros(5)))
+    time.sleep(0.05)
+    assert house.back == []
+    del held
+    house.until_back("r")
 
 
 def test_a_block_that_changed_hands_under_a_loan_is_told(house: House, caplog: pytest.LogCaptureFixture) -> None:

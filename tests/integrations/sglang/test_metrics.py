@@ -42,11 +42,14 @@ class Measured:
         patch.setattr(metrics, "time", self.clock)
         self.rank = RankMetrics(1, self.registry)
 
-    def call(self, seconds: float, *waited_s: float) -> None:
-        """One of ``recv_requests``, of which the plugin's part takes that long and hands on so many requests."""
+    def call(self, seconds: float, *waited_s: float, lane_s: float = 0) -> None:
+        """One of ``recv_requests``, of which the plugin's part takes that long and hands on so many requests.
+
+        ``lane_s``: that the lane worked on each of them.
+        """
         self.rank.start()
         self.clock.now += seconds
-        self.rank.claimed(waited_s)
+        self.rank.claimed([(waited, lane_s) for waited in waited_s])
         self.clock.now += 7  # SGLang's
 
     def of(self, name: str) -> tuple[float | None, Any]:
@@ -80,6 +83,37 @@ def test_requests_that_are_handed_on_at_once_share_a_call(measured: Measured) ->
     assert measured.of("admission_wait_seconds") == (3, 6)
 
 
+def test_what_the_lane_took_from_the_scheduler_s_thread_is_in_the_stall(measured: Measured) -> None:
+    measured.call(4, 3, 3, lane_s=0.5)
+    assert measured.of("stall_seconds") == (2, 5)
+    assert measured.of("stall_cpu_seconds") == (2, 2)
+    assert measured.of("admission_wait_seconds") == (2, 6)
+
+
+def test_waits_for_room_and_the_event_loop_s_lag_are_observed() -> None:
+    registry = CollectorRegistry()
+    front = FrontMetrics(registry)
+    for seconds in (0.25, 0.5):
+        front.waited(seconds)
+        front.lag(2 * seconds)
+    read = registry.get_sample_value
+    assert read("coatcheck_sglang_room_wait_seconds_count") == 2
+    assert read("coatcheck_sglang_room_wait_seconds_sum") == 0.75
+    assert read("coatcheck_event_loop_lag_seconds_count") == 2
+    assert read("coatcheck_event_loop_lag_seconds_sum") == 1.5
+
+
+def test_who_waits_and_the_breaker_are_shown_as_they_are() -> None:
+    registry = CollectorRegistry()
+    front = FrontMetrics(registry)
+    read = registry.get_sample_value
+    with Arena(1 << 20) as arena:
+        for waiting, aside in ((3, True), (0, False)):  # the arena as it was
+            front.front(arena.statistics(), waiting, aside)
+            assert read("coatcheck_sglang_room_waiting") == waiting
+            assert read("coatcheck_sglang_breaker_open") == aside
+
+
 def test_the_arena_is_shown_as_it_is_and_its_counts_once() -> None:
     registry = CollectorRegistry()
     front = FrontMetrics(registry)
@@ -89,8 +123,8 @@ def test_the_arena_is_shown_as_it_is_and_its_counts_once() -> None:
             block = arena.find(request, b"d" * 32) or arena.reserve(5000)
             if request == "a":
                 arena.commit(request, block, 5000, b"d" * 32)
-            front.arena(arena.statistics())
-            front.arena(arena.statistics())
+            front.front(arena.statistics(), 0, False)
+            front.front(arena.statistics(), 0, False)
         statistics = arena.statistics()
     finally:
         arena.close()
@@ -105,7 +139,8 @@ def test_the_arena_is_shown_as_it_is_and_its_counts_once() -> None:
 
 PROCESS = """
 import sys, time
-from coatcheck.integrations.sglang import codec, front, leases, plugin, prepare, records, rollcall, support, targets
+from coatcheck.integrations.sglang import codec, front, leases, opening, plugin, prepare, records, rollcall, targets
+from coatcheck.integrations.sglang.pace import Pace
 from coatcheck.integrations.sglang.metrics import FrontMetrics, rank_metrics
 assert "prometheus_client" not in sys.modules, "imported before SGLang has prepared for it"
 
@@ -115,12 +150,12 @@ if sys.argv[2] == "front":
     metrics = FrontMetrics()
     metrics.went("carried")
     metrics.went("carried")
-    metrics.arena(front.Front(1 << 20, 2).statistics())
+    metrics.front(front.Front(1 << 20, [], Pace(0.0)).statistics(), 2, True)
     os._exit(0)  # as a server that is killed: what was measured has been written
 metrics = rank_metrics(True, int(sys.argv[2]))
 for _ in range(2):
     metrics.start()
-    metrics.claimed([0.5])
+    metrics.claimed([(0.5, 0.25)])
     metrics.materialized(0.25)
 time.sleep(1.5)  # until the thread has written
 os._exit(0)
@@ -138,6 +173,8 @@ def test_processes_measure_into_sglang_s_page(tmp_path: Path) -> None:
     read = registry.get_sample_value
     assert read("coatcheck_sglang_requests_total", {"way": "carried"}) == 2
     assert read("coatcheck_sglang_requests_total", {"way": "no room"}) == 0
+    assert read("coatcheck_sglang_requests_total", {"way": "breaker open"}) == 0
+    assert (read("coatcheck_sglang_room_waiting"), read("coatcheck_sglang_breaker_open")) == (2, 1)
     assert read("coatcheck_arena_bytes", {"state": "free"}) == 1 << 20
     assert read("coatcheck_arena_bytes", {"state": "in_use"}) == 0
     for rank in "01":

@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
+import pickle
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from coatcheck import __version__
+from coatcheck.errors import ConfigError
 from coatcheck.integrations.sglang import plugin, rollcall, support
+from coatcheck.integrations.sglang.rollcall import Facts
+from coatcheck.integrations.sglang.settings import Settings
 from coatcheck.integrations.sglang.support import BROADCAST, LIMITS
 from coatcheck.integrations.sglang.targets import (
     ABORT,
@@ -39,13 +45,44 @@ async def around_async(original: Callable[..., Any], *args: Any, **kwargs: Any) 
     return ["ours", *await original(*args, **kwargs)]
 
 
-ADAPTER = {SEND_ONE: around_async, SEND_BATCH: around_async, RECEIVE: around, ABORT: around}
+FACTS = Facts(
+    tickets="ipc://x", pid=1, pool_tokens=2, running=3, input_tokens=4, token_bytes=5, server="ipc://y"
+)  # fmt: skip
+
+
+class Adapter:
+    """Both sides: of the tokenizer, and of the ranks."""
+
+    def __init__(self) -> None:
+        self.opened: list[tuple[Settings, Sequence[Facts]]] = []  # arenas
+        self.joined: list[Any] = []  # schedulers
+        self.fails: Exception | None = None
+        self.tokenizer = SimpleNamespace(
+            HOOKS={SEND_ONE: around_async, SEND_BATCH: around_async, ABORT: around}, open_arena=self._open
+        )
+        self.ranks = SimpleNamespace(HOOKS={RECEIVE: around}, join=self._join)
+
+    def _open(self, chosen: Settings, ranks: Sequence[Facts]) -> None:
+        if self.fails is not None:
+            raise self.fails
+        self.opened.append((chosen, ranks))
+
+    def _join(self, scheduler: Any) -> Facts:
+        if self.fails is not None:
+            raise self.fails
+        self.joined.append(scheduler)
+        return FACTS
 
 
 @pytest.fixture
-def load(fake_sglang: Patch, caplog: pytest.LogCaptureFixture) -> Callable[[], None]:
+def adapter() -> Adapter:
+    return Adapter()
+
+
+@pytest.fixture
+def load(fake_sglang: Patch, adapter: Adapter, caplog: pytest.LogCaptureFixture) -> Callable[[], None]:
     """What SGLang does in each of its processes."""
-    fake_sglang.setattr(plugin, "adapter_hooks", lambda chosen: dict(ADAPTER))
+    fake_sglang.setattr(plugin, "adapters", lambda: (adapter.tokenizer, adapter.ranks))
     caplog.set_level(logging.INFO)
 
     def load() -> None:
@@ -86,22 +123,71 @@ def results() -> list[Any]:
 
 PLAIN = [["sent", "a"], ["sent", "a", "b"], ["c", "received"], ["aborted", "d"]]
 OURS = [["ours", *result] for result in PLAIN]
-READY = {"status": "ready", "coatcheck": (__version__, "")}
+READY = {"status": "ready", "coatcheck": (__version__, "", asdict(FACTS))}
 
 
-def test_after_the_roll_call_all_hooks_act(load: Callable[[], None], caplog: pytest.LogCaptureFixture) -> None:
+def test_after_the_roll_call_all_hooks_act(
+    load: Callable[[], None], adapter: Adapter, fake_sglang: Patch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake_sglang.setenv("COATCHECK_SGLANG_SHARE", "0.5")
     load()
     assert HookRegistry.patched == {function.path for function in HOOKED}
     assert call(dict(READY), dict(READY)) == [{"status": "ready"}] * 2  # what is ours was taken out
     assert results() == OURS
     assert warnings(caplog) == []
-    assert "to 2 ranks: an arena of 1024 MiB, 100% of requests" in caplog.text
+    assert adapter.opened == [(Settings(True, None, 0.5), [FACTS, FACTS])]
+    assert adapter.joined == []
 
 
-def test_a_rank_that_found_its_hooks_answers_so_and_its_hooks_act(load: Callable[[], None]) -> None:
+def test_a_rank_that_found_its_hooks_answers_where_it_is_reached_and_its_hooks_act(
+    load: Callable[[], None], adapter: Adapter
+) -> None:
     load()
-    assert answer() == READY
+    found = answer()
+    assert found == READY
+    assert pickle.loads(pickle.dumps(found)) == found
+    assert [type(scheduler).__name__ for scheduler in adapter.joined] == ["Scheduler"]
+    assert adapter.opened == []
     assert results() == OURS
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ConfigError("on a CPU, Mllama is not known"), "on a CPU, Mllama is not known"),
+        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device"),
+    ],
+)
+def test_a_rank_that_cannot_join_says_why_and_sglang_starts(
+    error: Exception, reason: str, load: Callable[[], None], adapter: Adapter, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter.fails = error
+    load()
+    found = answer()
+    assert found == {"status": "ready", "coatcheck": (__version__, reason, {})}
+    assert results() == PLAIN
+    assert call(dict(READY), found) == [{"status": "ready"}] * 2
+    assert results() == PLAIN
+    (said,) = warnings(caplog)
+    assert reason in said
+
+
+def test_a_server_whose_arena_cannot_be_asked_for_starts(
+    load: Callable[[], None], adapter: Adapter, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter.fails = RuntimeError("can't start new thread")
+    load()
+    assert call(dict(READY)) == [{"status": "ready"}]
+    assert results() == PLAIN
+    (said,) = warnings(caplog)
+    assert "RuntimeError: can't start new thread" in said
+
+
+def test_every_server_of_a_process_gets_an_arena(load: Callable[[], None], adapter: Adapter) -> None:
+    load()
+    for _ in range(2):
+        call(dict(READY))
+    assert len(adapter.opened) == 2
 
 
 def test_before_the_roll_call_hooks_pass_through_and_say_once_that_there_was_none(
@@ -139,6 +225,9 @@ def broken_module(patch: Patch) -> None:
         raise ImportError("libcuda.so.1: cannot open shared object file")
 
     patch.setattr("importlib.import_module", fail)
+
+
+HOOKLESS = SimpleNamespace(HOOKS={}, join=id)  # ranks
 
 
 def without_blake3(patch: Patch) -> None:
@@ -181,7 +270,7 @@ DOCTORED: dict[str, tuple[Callable[[Patch], None], str]] = {
     ),
     "a field under another name": (
         lambda patch: patch.setattr(sys.modules[f"{MANAGERS}.io_struct"], "AbortReq", Renamed),
-        "fields of AbortReq: abort_all, abort_message, rid new or missing",
+        "fields of AbortReq: abort_all, rid new or missing",
     ),
     "a setting under another name": (
         lambda patch: patch.delattr(sys.modules["sglang.srt.server_args"].ServerArgs, "pp_size"),
@@ -202,11 +291,11 @@ DOCTORED: dict[str, tuple[Callable[[Patch], None], str]] = {
     "no blake3": (without_blake3, "blake3: not installed"),
     "a setting of ours": (lambda patch: patch.setenv("COATCHECK_SGLANG_SHARE", "2"), "COATCHECK_SGLANG_SHARE: '2'"),
     "an adapter that hooks less": (
-        lambda patch: patch.setattr(plugin, "adapter_hooks", lambda chosen: {SEND_ONE: around_async}),
+        lambda patch: patch.setattr(plugin, "adapters", lambda: (Adapter().tokenizer, HOOKLESS)),
         "hooks and targets disagree",
     ),
     "an adapter that is not there": (
-        lambda patch: patch.setattr(plugin, "adapter_hooks", lambda _: importlib.import_module("coatcheck.nothing")),
+        lambda patch: patch.setattr(plugin, "adapters", lambda: importlib.import_module("coatcheck.nothing")),
         "No module named 'coatcheck.nothing'",
     ),
 }  # fmt: skip
@@ -240,14 +329,15 @@ def test_switched_off_it_looks_at_nothing_and_warns_of_nothing(
 
 @pytest.mark.parametrize("path", [function.path for function in HOOKED])
 def test_a_hook_that_sglang_did_not_apply_keeps_all_others_from_acting(
-    path: str, load: Callable[[], None], caplog: pytest.LogCaptureFixture
+    path: str, load: Callable[[], None], adapter: Adapter, caplog: pytest.LogCaptureFixture
 ) -> None:
     HookRegistry.breaks.add(path)
     load()
     if path != RANK_READY:
-        assert answer()["coatcheck"] == (__version__, f"SGLang did not apply the hook on {path}")
+        assert answer()["coatcheck"] == (__version__, f"SGLang did not apply the hook on {path}", {})
         assert results() == PLAIN
-    call({"status": "ready", "coatcheck": (__version__, "")})
+    call(dict(READY))
+    assert adapter.opened == []
     assert results() == PLAIN
     if path != WAIT_FOR_RANKS:  # or else nobody asks; what is said then is another test's
         (said,) = warnings(caplog)
@@ -289,8 +379,10 @@ def test_a_target_that_was_patched_before_is_not_taken_for_ours(
     ("last", "reason"),
     [
         ({"status": "ready"}, "scheduler 1 did not say that it takes part"),
+        ({"status": "ready", "coatcheck": ("0.0.1", "", {})}, "scheduler 1 has coatcheck 0.0.1, the tokenizer "),
+        ({"status": "ready", "coatcheck": ("0.0.1", "", {"other": 1})}, "scheduler 1 has coatcheck 0.0.1, "),
         ({"status": "ready", "coatcheck": ("0.0.1", "")}, "scheduler 1 has coatcheck 0.0.1, the tokenizer "),
-        ({"status": "ready", "coatcheck": (__version__, "broken")}, "scheduler 1: broken"),
+        ({"status": "ready", "coatcheck": (__version__, "broken", {})}, "scheduler 1: broken"),
     ],
 )  # fmt: skip
 def test_one_rank_that_does_not_take_part_keeps_the_tokenizer_from_it(

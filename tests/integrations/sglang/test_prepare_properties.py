@@ -14,12 +14,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from coatcheck.errors import MaterializeError, RanksDisagree
-from coatcheck.integrations.sglang.prepare import Announcements, Preparer
-from coatcheck.integrations.sglang.records import Claim, Ticket, Withdrawn
+from coatcheck.integrations.sglang.prepare import Announcements, InputsRefused, Outcome, Preparer
+from coatcheck.integrations.sglang.records import Claim, Failed, Ticket, Withdrawn
 from coatcheck.messages import Handle, Ready
 
 TIMEOUT_S = 10.0
-HANDLE = Handle(4096, 1, (1,), "uint8")
+HANDLES = (Handle(4096, 1, (1,), "uint8"),)
+READY = Outcome("ready")
+
+
+def ticket(name: str) -> Ticket:
+    return Ticket(name, b"", HANDLES)
 
 
 class Inputs:
@@ -35,7 +40,7 @@ class Rank:
 
     preparer: Preparer[Inputs]
     told: deque[Ticket | Withdrawn] = field(default_factory=deque)
-    fails: bool = False
+    fails: Exception | None = None
     mute: bool = False
     begun: Counter[str] = field(default_factory=Counter)
     holds: Counter[str] = field(default_factory=Counter)  # inputs that somebody refers to
@@ -50,10 +55,12 @@ class PrepareMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.ranks = [Rank(self._preparer(index)) for index in range(ranks)]
         self.announcements = Announcements(ranks, TIMEOUT_S, self._tell)
-        self.outcomes: dict[str, Future[str | None]] = {}  # announced, neither sent nor given up
+        self.outcomes: dict[str, Future[Outcome]] = {}  # announced, neither sent nor given up
         self.announced: dict[str, float] = {}
-        self.reports: list[Ready] = []  # on their way
+        self.reports: list[Ready | Failed] = []  # on their way
         self.reported: dict[str, set[int]] = {}  # ranks whose word that it is ready has arrived
+        self.errors: dict[str, set[str]] = {}  # ends that a rank has reported, of what is not ready
+        self.abandoned: set[str] = set()  # open when it was given up what was open
         self.broadcast: list[Claim] = []
         self.number = 0
 
@@ -61,16 +68,16 @@ class PrepareMachine(RuleBasedStateMachine):
         def make(ticket: Ticket) -> Inputs:
             rank = self.ranks[index]
             rank.begun[ticket.request] += 1
-            if rank.fails:
-                raise MaterializeError("broken")
+            if rank.fails is not None:
+                raise rank.fails
             inputs = Inputs(ticket.request)
             rank.holds[ticket.request] += 1
             weakref.finalize(inputs, rank.holds.subtract, [ticket.request])
             return inputs
 
-        def report(ready: Ready) -> None:
+        def report(said: Ready | Failed) -> None:
             if not self.ranks[index].mute:
-                self.reports.append(ready)
+                self.reports.append(said)
 
         return Preparer(index, make, report)
 
@@ -83,14 +90,15 @@ class PrepareMachine(RuleBasedStateMachine):
         name = str(self.number)
         self.number += 1
         self.announced[name] = self.now
-        self.outcomes[name] = self.announcements.announce(Ticket(name, HANDLE), self.now)
+        self.outcomes[name] = self.announcements.announce(ticket(name), self.now)
 
     @precondition(lambda self: any(rank.told for rank in self.ranks))
-    @rule(index=st.integers(0, 3), outcome=st.sampled_from(["ok", "ok", "ok", "fails", "mute"]))
+    @rule(index=st.integers(0, 3), outcome=st.sampled_from(["ok", "ok", "ok", "refuses", "fails", "mute"]))
     def work(self, index: int, outcome: str) -> None:
         """A rank's thread does what it was told next; a report of one that is mute never arrives."""
         rank = self.ranks[index % len(self.ranks)]
-        rank.fails, rank.mute = outcome == "fails", outcome == "mute"
+        rank.fails = {"refuses": InputsRefused("no"), "fails": MaterializeError("broken")}.get(outcome)
+        rank.mute = outcome == "mute"
         if rank.told:
             rank.preparer.take(rank.told.popleft())
 
@@ -99,7 +107,11 @@ class PrepareMachine(RuleBasedStateMachine):
     def deliver(self, seed: int, twice: bool) -> None:
         """A report arrives, in any order, sometimes twice."""
         report = self.reports.pop(random.Random(seed).randrange(len(self.reports)))
-        if report.error is None:
+        if isinstance(report, Failed):
+            self.errors.setdefault(report.request, set()).add("failed")
+        elif report.error is not None:
+            self.errors.setdefault(report.request, set()).add("refused")
+        else:
             self.reported.setdefault(report.request, set()).add(report.rank)
         for _ in range(1 + twice):
             self.announcements.report(report, self.now)
@@ -111,9 +123,16 @@ class PrepareMachine(RuleBasedStateMachine):
         for name, outcome in self.outcomes.items():
             assert outcome.done() or self.now < self.announced[name] + TIMEOUT_S, "it waits too long"
 
+    @rule()
+    def give_all_up(self) -> None:
+        """A rank is known to be silent, or has ended."""
+        self.abandoned |= {name for name, outcome in self.outcomes.items() if not outcome.done()}
+        self.announcements.give_up("the ranks have ended")
+        assert all(outcome.done() for outcome in self.outcomes.values())
+
     @precondition(lambda self: self.outcomes)
     @rule(which=st.integers(0, 40), twice=st.booleans())
-    def give_up(self, which: int, twice: bool) -> None:
+    def leave(self, which: int, twice: bool) -> None:
         """A client leaves, before or after its request is ready."""
         name = self._one(which)
         self.outcomes.pop(name).cancel()
@@ -132,10 +151,19 @@ class PrepareMachine(RuleBasedStateMachine):
     def _send(self, name: str) -> None:
         if not self.outcomes[name].done():
             return
-        refusal = self.outcomes.pop(name).result(0)
-        if refusal is None:
+        outcome = self.outcomes.pop(name).result(0)
+        if outcome.end == "ready":
             assert len(self.reported[name]) == len(self.ranks), "sent before every rank was ready"
-        self.broadcast.append(Claim(name, refusal))
+            self.broadcast.append(Claim(name))
+        elif outcome.end == "refused":
+            assert "refused" in self.errors[name]
+            self.broadcast.append(Claim("", outcome.why))
+        elif outcome.end == "failed":  # these go another way, as if nothing had been announced
+            assert "failed" in self.errors[name]
+        elif outcome.end == "late":
+            assert self.now >= self.announced[name] + TIMEOUT_S
+        else:
+            assert name in self.abandoned
 
     @rule(index=st.integers(0, 3))
     def receive(self, index: int) -> None:
@@ -144,7 +172,7 @@ class PrepareMachine(RuleBasedStateMachine):
         if len(rank.through) < len(self.broadcast):
             claim = self.broadcast[len(rank.through)]
             if claim.refusal is not None:
-                rank.through.append(f"{claim.request} refused: {claim.refusal}")
+                rank.through.append(f"refused: {claim.refusal}")
             else:
                 rank.through.append(f"{rank.preparer.claim(claim.request).request} admitted")
 
@@ -185,11 +213,11 @@ TestPrepare = PrepareMachine.TestCase
 TestPrepare.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 
 
-def announced(ranks: int, *names: str) -> tuple[Announcements, list[Future[str | None]], list[Ticket | Withdrawn]]:
+def announced(ranks: int, *names: str) -> tuple[Announcements, list[Future[Outcome]], list[Ticket | Withdrawn]]:
     told: list[Ticket | Withdrawn] = []
     announcements = Announcements(ranks, TIMEOUT_S, told.append)
-    outcomes = [announcements.announce(Ticket(name, HANDLE), 0) for name in names]
-    assert told == [Ticket(name, HANDLE) for name in names]
+    outcomes = [announcements.announce(ticket(name), 0) for name in names]
+    assert told == [ticket(name) for name in names]
     told.clear()
     return announcements, outcomes, told
 
@@ -200,28 +228,47 @@ def test_it_is_ready_once_every_rank_has_said_so_and_waits_for_no_other() -> Non
     announcements.report(Ready("b", 0, None), 1)
     assert not second.done()
     announcements.report(Ready("b", 1, None), 1)
-    assert second.result(0) is None
+    assert second.result(0) == READY
     assert not first.done()
     assert told == []
 
 
-def test_a_failure_on_one_rank_refuses_it_with_the_rank_s_reason_and_withdraws_it_from_all() -> None:
+@pytest.mark.parametrize(
+    ("report", "end"), [(Ready("a", 1, "broken"), "refused"), (Failed("a", 1, "broken"), "failed")]
+)
+def test_an_error_on_one_rank_ends_it_with_the_rank_s_reason_and_withdraws_it_from_all(
+    report: Ready | Failed, end: str
+) -> None:
     announcements, (outcome,), told = announced(2, "a")
-    announcements.report(Ready("a", 1, "broken"), 1)
-    assert "broken" in str(outcome.result(0))
+    announcements.report(report, 1)
+    assert (outcome.result(0).end, outcome.result(0).why) == (end, "broken")
     assert told == [Withdrawn("a")]
     announcements.report(Ready("a", 0, None), 2)  # late: of nobody
+    announcements.report(Failed("a", 0, "late"), 2)
     assert told == [Withdrawn("a")]
 
 
-def test_what_a_rank_does_not_report_is_refused_in_time() -> None:
+def test_what_a_rank_does_not_report_is_late_in_time() -> None:
     announcements, (outcome,), told = announced(2, "a")
     announcements.report(Ready("a", 0, None), 1)
     announcements.settle(TIMEOUT_S - 0.1)
     assert not outcome.done()
     announcements.settle(TIMEOUT_S)
-    assert outcome.result(0) == "no report from rank 1 within 10 s"
+    assert outcome.result(0) == Outcome("late", "no report from rank 1 within 10 s")
     assert told == [Withdrawn("a")]
+
+
+def test_what_is_open_may_be_given_up_at_once_and_what_is_ready_stays() -> None:
+    announcements, (ready, one, other), told = announced(1, "ready", "one", "other")
+    announcements.report(Ready("ready", 0, None), 1)
+    announcements.give_up("silence")
+    announcements.give_up("again")
+    assert [outcome.result(0) for outcome in (ready, one, other)] == [READY, *[Outcome("given up", "silence")] * 2]
+    assert told == [Withdrawn("one"), Withdrawn("other")]
+    after = announcements.announce(ticket("after"), 1)
+    announcements.report(Failed("one", 0, "late"), 2)
+    announcements.report(Ready("after", 0, None), 2)
+    assert after.result(0) == READY
 
 
 def test_who_gives_up_has_withdrawn_it_even_if_it_is_ready() -> None:
@@ -242,18 +289,33 @@ def test_a_cancelled_wait_that_is_not_withdrawn_yet_harms_nobody() -> None:
     left.cancel()
     for name in ("left", "stayed"):
         announcements.report(Ready(name, 0, None), 1)
-    assert stayed.result(0) is None
+    assert stayed.result(0) == READY
 
 
-def test_without_inputs_there_is_nothing_to_claim(caplog: pytest.LogCaptureFixture) -> None:
-    reports: list[Ready] = []
+@pytest.mark.parametrize("error", [ValueError("a path, say"), MaterializeError("not ours"), MemoryError()])
+def test_what_fails_on_a_rank_has_failed_and_there_is_nothing_to_claim(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    reports = prepared(error)
+    why = str(error) or "MemoryError"
+    assert reports == [Failed("a", 3, f"Multimodal inputs could not be prepared on rank 3: {why}")]
+    assert "could not prepare" in caplog.text
+
+
+def test_what_sglang_cannot_take_is_refused_and_there_is_nothing_to_claim() -> None:
+    reports = prepared(InputsRefused("IndexError: grid"))
+    assert reports == [Ready("a", 3, "Multimodal inputs could not be prepared on rank 3: IndexError: grid")]
+
+
+def prepared(error: Exception) -> list[Ready | Failed]:
+    reports: list[Ready | Failed] = []
 
     def fail(ticket: Ticket) -> str:
-        raise ValueError("a path, say, that is nobody's business")
+        raise error
 
     preparer = Preparer[str](3, fail, reports.append)
-    preparer.take(Ticket("a", HANDLE))
-    assert reports == [Ready("a", 3, "Multimodal inputs could not be prepared on rank 3: ValueError")]
-    assert "could not prepare" in caplog.text
+    preparer.take(ticket("a"))
     with pytest.raises(RanksDisagree):
         preparer.claim("a")
+    assert len(preparer) == 0
+    return reports

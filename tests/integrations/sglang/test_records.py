@@ -1,4 +1,4 @@
-"""The note that rides in one of SGLang's abort messages, and the claim that it pickles in place of inputs."""
+"""What the two sides say to each other, and the claim that SGLang pickles in place of inputs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,50 @@ import pickle
 import pytest
 
 from coatcheck.errors import WireError
-from coatcheck.integrations.sglang.records import Claim, Hello, read_note, write_note
+from coatcheck.integrations.sglang.records import (
+    Answer,
+    Attached,
+    Claim,
+    Failed,
+    Hello,
+    Probe,
+    Ticket,
+    Withdrawn,
+    from_ranks,
+    to_ranks,
+)
+from coatcheck.messages import Handle, Ready, Record, Returned
+from coatcheck.wire import encode
+
+TICKET = Ticket("7", b"\x80body", (Handle(4096, 1, (9,), "uint8"), Handle(8192, 2, (9,), "uint8")))
+DOWN = [Hello("[]", "ipc://x"), TICKET, Withdrawn("7"), Probe(3)]
+UP = [Attached(1), Attached(1, "why"), Ready("7", 0), Failed("7", 0, "why"), Returned("7", 0), Answer(3, 1)]
 
 
-def test_the_note_comes_back_as_it_was() -> None:
-    note = Hello("[]", "ipc://x")
-    assert read_note(write_note(note)) == note
+@pytest.mark.parametrize("record", DOWN, ids=lambda record: type(record).__name__)
+def test_what_ranks_are_told_comes_back_as_it_was(record: Record) -> None:
+    assert to_ranks(encode(record)) == record
 
 
-@pytest.mark.parametrize("text", ["", "{}", "aborted", '["Returned","1",0]', '["Hello","[]"]'])
-def test_anything_else_is_refused(text: str) -> None:
+@pytest.mark.parametrize("record", UP, ids=lambda record: type(record).__name__)
+def test_what_ranks_tell_comes_back_as_it_was(record: Record) -> None:
+    assert from_ranks(encode(record)) == record
+
+
+@pytest.mark.parametrize("frame", [b"", b"junk", b"\xc1", encode(UP[0]), encode(TICKET)[:-1]], ids=range(5))
+def test_ranks_refuse_anything_else(frame: bytes) -> None:
     with pytest.raises(WireError):
-        read_note(text)
+        to_ranks(frame)
+
+
+@pytest.mark.parametrize("frame", [b"", b"junk", b"\xc1", encode(TICKET), encode(UP[0])[:-1]], ids=range(5))
+def test_and_so_does_the_tokenizer(frame: bytes) -> None:
+    with pytest.raises(WireError):
+        from_ranks(frame)
+
+
+def test_a_ticket_s_size_is_its_body_s() -> None:
+    assert len(encode(TICKET)) <= 128
 
 
 @pytest.mark.parametrize("claim", [Claim("7"), Claim("", "why")])

@@ -14,11 +14,12 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "sglang.md"
 
 
 def test_without_variables_the_documented_defaults_hold() -> None:
-    assert read({"PATH": "/bin", "COATCHECK_ADMIN_TOKEN": "x"}) == Settings(True, 1024 << 20, 1.0)
+    assert read({"PATH": "/bin", "COATCHECK_ADMIN_TOKEN": "x"}) == Settings(True, None, 1.0)
     assert read({variable.name: variable.default for variable in settings.VARIABLES}) == read({})
 
 
 def test_what_is_set_counts() -> None:
+    assert read({ARENA_MIB: "auto"}) == read({})
     assert read({ENABLED: "0", ARENA_MIB: "64", SHARE: "0.25"}) == Settings(False, 64 << 20, 0.25)
 
 
@@ -27,6 +28,8 @@ def test_what_is_set_counts() -> None:
     [
         (ENABLED, "true"),
         (ENABLED, ""),
+        (ARENA_MIB, ""),
+        (ARENA_MIB, "Auto"),
         (ARENA_MIB, "0"),
         (ARENA_MIB, "-1"),
         (ARENA_MIB, "1.5"),

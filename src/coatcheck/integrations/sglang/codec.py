@@ -100,7 +100,7 @@ class Digests:
 
     def known(self, tensor: torch.Tensor) -> bytes | None:
         """Without looking at a byte."""
-        found = self._known.get(id(tensor))
+        found = self._known.get(id(tensor))  # of inference tensors none: torch does not count their changes
         if found is None or found[0]() is not tensor or found[1] != tensor._version:
             return None
         return found[2]
@@ -111,7 +111,7 @@ class Digests:
         if digest is None:
             head = f"{tensor.dtype}{tuple(tensor.shape)} ".encode()
             digest = blake3(head).update((flat(tensor) if row is None else row).data).digest()
-            if tensor.nbytes >= LARGE:
+            if tensor.nbytes >= LARGE and not tensor.is_inference():
                 key = id(tensor)
                 gone = weakref.ref(tensor, lambda _: self._known.pop(key, None))
                 self._known[key] = gone, tensor._version, digest
@@ -208,7 +208,10 @@ _OURS = (_block, _tensor)
 
 
 def _view(dtype: str, shape: tuple[int, ...], data: bytes | memoryview) -> torch.Tensor:
-    return tensor_view(data, _kind(dtype)).view(shape)
+    try:
+        return tensor_view(data, _kind(dtype)).view(shape)
+    except (RuntimeError, ValueError) as error:
+        raise MaterializeError(f"{len(data)} bytes for a tensor {dtype} of shape {shape}: {error}") from error
 
 
 def _kind(dtype: str) -> torch.dtype:

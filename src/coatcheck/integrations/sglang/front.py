@@ -164,6 +164,7 @@ class Front:
         nbytes = sum(block.nbytes for block in parcel.blocks)
         wants = [Want(one.nbytes, self.digests.known(one) or b"") for one in parcel.blocks]
         with self._lock:
+            self._must_carry()
             request = next(self._names)
         asked = time.monotonic()
         got = await self._room.take(request, wants, self.pace.patience_s(nbytes, parcel.unhashed))
@@ -182,14 +183,16 @@ class Front:
             storing.add_done_callback(lambda done: self._stored_for_nobody(request, got, done))
             raise
         with self._lock:
-            if self._closing:
+            try:
+                self._must_carry()  # a rank may have fallen silent meanwhile
+            except Trouble:
                 self._arena.end(request)
-                raise Trouble("the ranks have ended")
+                raise
             if handles:
                 self._arena.dispatch(request, range(self._ranks))
-            ticket = Ticket(request, body, handles)
-            prepared = self._announcements.announce(ticket, time.monotonic())
-            self._silence.told(request, time.monotonic())
+            ticket, now = Ticket(request, body, handles), time.monotonic()
+            prepared = self._announcements.announce(ticket, now)
+            self._silence.told(request, now)
         try:
             outcome = await asyncio.wrap_future(prepared)
         except BaseException:  # cancelled
@@ -206,6 +209,11 @@ class Front:
             raise Trouble(outcome.why)
         self.pace.carried(nbytes, time.monotonic() - start)
         return ticket
+
+    def _must_carry(self) -> None:
+        """Raises Trouble unless tickets may go out. Under the lock."""
+        if not self.carries:
+            raise Trouble("the ranks have ended" if self._closing else "not every rank answers")
 
     # ------------------------------------------------------------------ on a writer's thread
 
@@ -301,6 +309,7 @@ class Front:
     def _end(self) -> None:
         self._closing = True
         with self._lock:
+            self._room.close()
             self._announcements.give_up("the ranks have ended")
         self.problem = self.problem or "a rank has ended"
         self._heard.set()
@@ -310,7 +319,10 @@ class Front:
         with self._lock:
             for socket in (self._reports, *self._tickets):
                 socket.close()
-            self._arena.close()
+            try:
+                self._arena.close()
+            except BufferError:  # somebody keeps an error, and with it a view: then the memory is gone when that is
+                log.exception("the arena could not be freed")
         self._context.term()
         self.closed.set()
 

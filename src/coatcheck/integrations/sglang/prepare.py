@@ -127,7 +127,7 @@ class Preparer(Generic[I]):
         except Exception as error:
             self._parked.drop(record.request)
             log.exception("rank %d could not prepare the multimodal inputs of request %s", self._rank, record.request)
-            why = f"Multimodal inputs could not be prepared on rank {self._rank}: {error or type(error).__name__}"
+            why = f"Multimodal inputs could not be prepared on rank {self._rank}: {str(error) or type(error).__name__}"
             if isinstance(error, InputsRefused):
                 report = Ready(record.request, self._rank, why)
             else:

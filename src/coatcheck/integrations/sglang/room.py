@@ -11,12 +11,14 @@ Invariants (``tests/integrations/sglang/test_room.py``):
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from coatcheck.arena import Arena, Block
+from coatcheck.arena.allocator import pages
 from coatcheck.errors import ArenaFull, PayloadTooLarge
 
 
@@ -51,6 +53,7 @@ class Room:
         self._arena, self._lock = arena, lock
         self._line: deque[_Waiter] = deque()
         self._serving = False
+        self._closed = False
         arena.on_room(self._serve)
 
     @property
@@ -68,6 +71,10 @@ class Room:
         awake = asyncio.Event()
         waiter = _Waiter(request, wants, lambda: loop.call_soon_threadsafe(awake.set))
         with self._lock:
+            if self._closed:
+                raise ArenaFull("no room any more")
+            if not wants:
+                return []
             if not self._line and self._try(waiter):
                 assert waiter.got is not None
                 return waiter.got
@@ -98,6 +105,13 @@ class Room:
                 self._arena.cancel(place.block)
         self._arena.end(request)
 
+    def close(self) -> None:
+        """There is no room any more: who waits is told so now. To be called before the arena is closed."""
+        self._closed = True
+        while self._line:
+            with contextlib.suppress(RuntimeError):  # its event loop is closed
+                self._line.popleft().wake()
+
     def _leave(self, waiter: _Waiter) -> None:
         if waiter in self._line:
             self._line.remove(waiter)
@@ -105,10 +119,29 @@ class Room:
 
     def _try(self, waiter: _Waiter) -> bool:
         """All or nothing. Raises PayloadTooLarge."""
+        if self._reserve(waiter, shared=True):
+            return True
+        # What nobody needs now may lie in the way, as content that is wanted here, or in pieces between what was just
+        # reserved. Or else a request could wait before an arena that nobody uses.
+        return self._may_fit(waiter.wants) and any(self._reserve(waiter, shared=False) for _ in range(2))
+
+    def _may_fit(self, wants: Sequence[Want]) -> bool:
+        return sum(pages(want.nbytes) for want in wants) <= self._arena.available
+
+    def _reserve(self, waiter: _Waiter, shared: bool) -> bool:
+        """``shared``: content that is there needs no room."""
         got: list[Place] = []
         try:
             # What is there is leased first, so that nothing reserved beside it pushes it out.
-            known = [self._arena.find(waiter.request, want.digest) if want.digest else None for want in waiter.wants]
+            known = [
+                self._arena.find(waiter.request, want.digest) if shared and want.digest else None
+                for want in waiter.wants
+            ]
+            missing = [want for want, block in zip(waiter.wants, known, strict=True) if block is None]
+            if max((pages(want.nbytes) for want in missing), default=0) > self._arena.capacity:
+                raise PayloadTooLarge("more than the whole arena")
+            if not self._may_fit(missing):  # then nothing is pushed out for it
+                raise ArenaFull("no room now")
             for want, block in zip(waiter.wants, known, strict=True):
                 got.append(Place(block or self._arena.reserve(want.nbytes), filled=block is not None))
         except (ArenaFull, PayloadTooLarge) as error:
