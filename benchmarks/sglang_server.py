@@ -27,8 +27,8 @@ sys.exit(not entry_points(group="sglang.srt.plugins", name="coatcheck"))
 _READY = "The server is fired up and ready to roll!"
 # Without SGLang's kernels SGLANG_CPU_OMP_THREADS_BIND binds nothing: each rank would have as many threads as there are
 # cores, which spin for one another. Two ranks on two cores: 90 ms a token, with one thread each 22 to 24 ms.
-_ENVIRONMENT = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-_OPTIONS = (
+CPU_ENVIRONMENT = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+CPU_OPTIONS = (
     *("--device", "cpu", "--dtype", "float32", "--attention-backend", "torch_native", "--mm-attention-backend", "sdpa"),
     *("--cuda-graph-backend-decode", "disabled", "--cuda-graph-backend-prefill", "disabled", "--skip-server-warmup"),
     *("--mem-fraction-static", "0.1", "--max-total-tokens", "32768"),
@@ -60,16 +60,14 @@ class SglangServer(LoggedProcess):
         if plugin and subprocess.run([python, "-c", _IS_FOUND], timeout=60, check=False).returncode:
             raise RuntimeError(f"{python} finds no plugin of ours; 'make test-sglang' installs it")
         port = _free_port()
-        cores = sorted(os.sched_getaffinity(0))
-        bind = "|".join(str(cores[rank % len(cores)]) for rank in range(ranks))
         super().__init__(
             [
                 *(str(python), "-m", "sglang.launch_server", "--model-path", str(DEFAULT_MODEL)),
-                *("--host", HOST, "--port", str(port), "--tp", str(ranks), *_OPTIONS, *options),
+                *("--host", HOST, "--port", str(port), "--tp", str(ranks), *CPU_OPTIONS, *options),
             ],
             {
-                **_ENVIRONMENT,
-                "SGLANG_CPU_OMP_THREADS_BIND": bind,
+                **CPU_ENVIRONMENT,
+                "SGLANG_CPU_OMP_THREADS_BIND": binding(ranks),
                 PLUGIN: str(int(plugin)),
                 **(environment or {}),
             },
@@ -87,6 +85,12 @@ class SglangServer(LoggedProcess):
         for process in started:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+def binding(ranks: int) -> str:
+    """A core for each rank, in turns where there are fewer; to be ``SGLANG_CPU_OMP_THREADS_BIND``."""
+    cores = sorted(os.sched_getaffinity(0))
+    return "|".join(str(cores[rank % len(cores)]) for rank in range(ranks))
 
 
 def _free_port() -> int:
