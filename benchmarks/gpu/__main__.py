@@ -98,7 +98,9 @@ def _run(parsed: argparse.Namespace) -> int:
 
     chosen = _chosen(parsed)
     if unknown := set(parsed.spy) - CONTENDERS.keys():
-        raise ConfigError(f"--spy: no contender is called {', '.join(sorted(unknown))}; there are {', '.join(CONTENDERS)}")
+        raise ConfigError(
+            f"--spy: no contender is called {', '.join(sorted(unknown))}; there are {', '.join(CONTENDERS)}"
+        )
     if parsed.spy:
         spy.check()
         if parsed.spy_cell:

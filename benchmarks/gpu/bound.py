@@ -6,10 +6,8 @@ computed. No server reaches it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 # Dense bf16, FLOP/s: NVIDIA's data sheets, without sparsity. The SXM parts; a PCIe card does less.
@@ -41,9 +39,8 @@ def patches(side: int) -> int:
     return (max(unit, round(side / unit) * unit) // PATCH) ** 2
 
 
-def work(model: Path, prompt_tokens: float, images: int, side: int, output_tokens: int) -> Work:
-    """``model``: a directory with config.json. ``prompt_tokens``: those computed, pictures' included."""
-    config = json.loads((model / "config.json").read_text())
+def work(config: Mapping[str, Any], prompt_tokens: float, images: int, side: int, output_tokens: int) -> Work:
+    """``config``: the model's config.json. ``prompt_tokens``: those computed, pictures' included."""
     text = config.get("text_config", config)
     return Work(
         language=_language(text, prompt_tokens, output_tokens),
@@ -59,7 +56,7 @@ def _language(text: Mapping[str, Any], prompt: float, output: int) -> float:
     # Every token meets those before it: half of a square, twice (scores and values).
     tokens = prompt + output
     attention = layers * 2 * tokens * tokens * hidden
-    return 2 * weights * tokens + attention + 2 * output * hidden * text["vocab_size"]
+    return float(2 * weights * tokens + attention + 2 * output * hidden * text["vocab_size"])
 
 
 def _vision(vision: Mapping[str, Any], count: int) -> float:

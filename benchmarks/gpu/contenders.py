@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import coatcheck
 
 ROOT = Path(__file__).resolve().parents[2]  # of the checkout, or where its code was unpacked
 PLUGIN = "COATCHECK_SGLANG_ENABLED"
@@ -40,6 +43,17 @@ CONTENDERS: Mapping[str, Contender] = {
 }
 
 
+RUNS_OUR_CODE = ("carry", "resident")  # so that a server that is left running is not used after a change
+
+
+def digest() -> str:
+    """Of the code that these run."""
+    found = hashlib.sha256()
+    for file in sorted([*Path(coatcheck.__file__).parent.rglob("*.py"), Path(__file__).parent / "resident.py"]):
+        found.update(file.read_bytes())
+    return found.hexdigest()
+
+
 @dataclass(frozen=True)
 class Base:
     """What all contenders share."""
@@ -69,7 +83,14 @@ def cuda(tp: int, kv_tokens: int) -> Base:
         options=(
             *("--load-format", "dummy", "--random-seed", "1", "--tp", str(tp)),
             # flash_ops, 1.1 GB, is not carried there.
-            *("--attention-backend", "triton", "--mm-attention-backend", "triton_attn", "--sampling-backend", "pytorch"),
+            *(
+                "--attention-backend",
+                "triton",
+                "--mm-attention-backend",
+                "triton_attn",
+                "--sampling-backend",
+                "pytorch",
+            ),
             *("--max-total-tokens", str(kv_tokens), "--mem-fraction-static", FRACTION),
             # More than clients, text streams and probes together, or decoding loses its graphs: 25 ms a token, not 5.
             *("--cuda-graph-max-bs-decode", "128"),

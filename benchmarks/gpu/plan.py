@@ -1,4 +1,4 @@
-"""What is to be measured: cells, groups of contenders, rounds; what of it is left, in which order, and how long it takes.
+"""What is to be measured: cells, groups of contenders, rounds; what of it is left, in which order, for how long.
 
 A plan is a JSON file: plan.json for two GPUs, plan_cpu.json to try everything on a CPU.
 """

@@ -1,4 +1,4 @@
-"""An oracle, as a plugin of SGLang's: the same model work with preprocessing done once and pixels on every rank already.
+"""An oracle, as a plugin of SGLang's: the same model work, preprocessing done once, pixels on every rank already.
 
 What it serves is wrong on purpose: every picture of a size is answered as if it were the first one, from noise. It
 bounds what any input path could bring, and is registered only where ``COATCHECK_BENCH_RESIDENT=1``.
@@ -40,15 +40,13 @@ Sizes = tuple[tuple[int, int], ...]  # of a request's pictures, in pixels
 _templates: dict[Sizes, Any] = {}  # MultimodalProcessorOutput
 
 
-async def process(
-    original: Callable[..., Awaitable[Any]], self: Any, image_data: Any, input_text: Any, request: Any, *rest: Any, **kw: Any
-) -> Any:
+async def process(original: Callable[..., Awaitable[Any]], self: Any, image_data: Any, *rest: Any, **named: Any) -> Any:
     """Around the processor's: a template's copy, under an identity that nothing else has."""
     if not image_data:
-        return await original(self, image_data, input_text, request, *rest, **kw)
+        return await original(self, image_data, *rest, **named)
     sizes = picture_sizes(image_data)
     if sizes not in _templates:
-        _templates[sizes] = stripped(await original(self, image_data, input_text, request, *rest, **kw))
+        _templates[sizes] = stripped(await original(self, image_data, *rest, **named))
     return renewed(_templates[sizes])
 
 
@@ -91,7 +89,7 @@ _pixels: dict[int, Any] = {}  # by number of patches, on this rank's device
 
 
 def features(original: Callable[..., Any], self: Any, items: Sequence[Any]) -> Any:
-    """Around the model's: it is given the pixels that lie here, and they are taken away again before SGLang moves them."""
+    """Around the model's: it is given the pixels that lie here; they are taken away again before SGLang moves them."""
     import torch
 
     carried = [item.feature for item in items]

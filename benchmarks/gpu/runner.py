@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +15,23 @@ from typing import Any
 import msgspec
 
 from benchmarks.gpu import counters, spy
-from benchmarks.gpu.contenders import CONTENDERS, Base, command, environment
+from benchmarks.gpu.contenders import CONTENDERS, RUNS_OUR_CODE, Base, command, digest, environment
 from benchmarks.gpu.plan import Cell, Group, Plan, Window, schedule, windows
 from benchmarks.gpu.servers import Fleet, Server, plugin_directory
-from benchmarks.gpu.store import Store, commit
+from benchmarks.gpu.store import Store
 from benchmarks.gpu.store import environment as machine
 from coatcheck.bench.serve.config import Load
 from coatcheck.bench.serve.measure import measure
 from coatcheck.bench.serve.result import Run
+from coatcheck.errors import CoatcheckError
 
 LOOK_S = 1.0  # between looks at a starting server
 QUIET_PERCENT, QUIET_S = 60.0, 10.0  # a server counts as done with a load below so much of a core, or after so long
 STOPPING_S = 20.0  # kept of the budget for ending servers
+QUIET_LOOK_S = 0.4
 WARM_S = 3.0  # of load for each kind of request, before anything is measured
 SPY_S = 8.0
+FAILURES = 2  # windows of a contender that may fail in a call
 
 
 class OutOfTime(Exception):
@@ -63,12 +67,16 @@ class Runner:
         self._call = int(time.time())  # pictures of another call are other pictures
         self._count = 0
         self._failed: dict[str, str] = {}  # contenders that did not start in this call
+        self._failures: Counter[str] = Counter()  # windows, by contender
+        self._commit = ""
+        self._code = digest()
 
     def run(self) -> None:
         """All that fits into the budget. Servers are left running with ``keep`` only."""
         settings = self._settings
         variables = self._variables("default")
         made = machine(settings.base.python, variables)
+        self._commit = made["commit"]
         stores = {group.name: self._store(group, made) for group in settings.plan.groups}
         self._say(self._left(stores))
         try:
@@ -96,11 +104,24 @@ class Runner:
             if window.contender in self._failed:
                 continue
             self._need(plan.seconds(window.cell), f"{window.contender} {window.cell.name}")
-            run = self._window(group, window)
+            try:
+                run = self._window(group, window)
+            except (CoatcheckError, OSError) as error:
+                self._fail(window.contender, f"{window.cell.name}: {error}")
+                continue
             store.add(run)
             rate = f"{run.requests_per_s:.2f} requests/s"
             gaps = f"text gap p99 {run.text_gap_ms.p99:.0f} ms" if run.text_gap_ms else "no text gap"
             self._say(f"round {run.round} {window.cell.name} {run.contender}: {rate}, {gaps}, errors {run.errors}")
+
+    def _fail(self, name: str, why: str) -> None:
+        """A window that could not be measured; after FAILURES of them, or without its server, no more in this call."""
+        self._failures[name] += 1
+        server = self._fleet.servers[name]
+        ended = server.process() is None
+        self._say(f"FAILED: {name} {why}{f', and its server has ended:{chr(10)}{server.tail()}' if ended else ''}")
+        if ended or self._failures[name] == FAILURES:
+            self._failed[name] = why
 
     def _window(self, group: Group, window: Window) -> Run:
         server = self._fleet.servers[window.contender]
@@ -128,7 +149,7 @@ class Runner:
             **counters.memory(families[window.contender]),
             "gpu": [name for (name,) in counters.gpus("name")],
             "gpu_memory_mib": [int(used) for (used,) in counters.gpus("memory.used")],
-            "commit": commit(),
+            "commit": self._commit,
             "ready_s": server.ready_s,
         }
         extra["quiet_s"] = self._quiet(server)
@@ -161,7 +182,7 @@ class Runner:
         start = time.monotonic()
         while time.monotonic() - start < QUIET_S:
             usage, began = counters.Usage({server.name: server.family()}), time.monotonic()
-            time.sleep(0.4)
+            time.sleep(QUIET_LOOK_S)
             if usage.total(server.name, time.monotonic() - began) < QUIET_PERCENT:
                 break
         return round(time.monotonic() - start, 1)
@@ -206,14 +227,17 @@ class Runner:
         self._warm([self._fleet.servers[name] for name in group.contenders if name not in self._failed])
 
     def _warm(self, servers: Sequence[Server]) -> None:
-        """Some requests of each kind to those that had none yet, all at once: what is compiled late is compiled here."""
+        """Some requests of each kind to those that had none, all at once: what is compiled late is compiled here."""
         cold = [server for server in servers if not server.warm]
         kinds = {(cell.images, cell.side): cell for cell in self._settings.plan.cells}
 
         async def every(cell: Cell) -> None:
             load = [self._load(msgspec.structs.replace(cell, clients=min(cell.clients, 8)), 1.0, WARM_S) for _ in cold]
             await asyncio.gather(
-                *(measure(server.url, one, contender=server.name, round=0) for server, one in zip(cold, load, strict=True))
+                *(
+                    measure(server.url, one, contender=server.name, round=0)
+                    for server, one in zip(cold, load, strict=True)
+                )
             )
 
         for cell in kinds.values() if cold else ():
@@ -227,7 +251,8 @@ class Runner:
             self._say(f"warm: {', '.join(server.name for server in cold)}")
 
     def _own(self, name: str) -> dict[str, str]:
-        return {**self._settings.base.environment, **CONTENDERS[name].environment}
+        own = {**self._settings.base.environment, **CONTENDERS[name].environment}
+        return own if name not in RUNS_OUR_CODE else {**own, "code": self._code}
 
     def _variables(self, name: str) -> dict[str, str]:
         return environment(self._settings.base, CONTENDERS[name], os.environ, self._plugins)
@@ -242,6 +267,7 @@ class Runner:
             return
         cell = settings.plan.cell(settings.spy_cell or group.cells[0])
         self._ready(group)
+        (settings.state / "spy").mkdir(exist_ok=True)
         for name in names:
             if name in self._failed:
                 continue
@@ -293,4 +319,3 @@ class Runner:
 
     def _say(self, text: str) -> None:
         print(f"[{time.monotonic() - self._began:5.0f} s] {text}", flush=True)
-

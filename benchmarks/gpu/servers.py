@@ -6,7 +6,6 @@ Every server is a session of its own, so that what ends the caller does not end 
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import subprocess
@@ -22,6 +21,8 @@ STOP_S, KILL_S = 15.0, 5.0
 FIRST_PORT, PORTS_APART = 31000, 100  # SGLang derives more from a server's port
 TAIL = 60  # lines of a log that are shown
 CRASHED = "Scheduler hit an exception"  # then SGLang waits a minute for dumps before it ends
+
+_children: list[subprocess.Popen[bytes]] = []  # of this process; they may outlive it
 
 
 class Server(msgspec.Struct):
@@ -118,6 +119,7 @@ class Fleet:
                 cwd=self.directory,
                 start_new_session=True,
             )
+        _children.append(process)
         created = psutil.Process(process.pid).create_time()
         server = Server(name, process.pid, created, port, str(log), list(command), dict(environment), time.time())
         self.servers[name] = server
@@ -146,6 +148,7 @@ class Fleet:
         _, left = psutil.wait_procs(every, timeout=STOP_S)
         _signal(left, signal.SIGKILL)
         psutil.wait_procs(left, timeout=KILL_S)
+        _children[:] = [child for child in _children if child.poll() is None]
         self.save()
 
 
@@ -177,9 +180,5 @@ def plugin_directory(directory: Path) -> Path:
     information = target / "coatcheck_bench_resident-0.dist-info"
     information.mkdir(parents=True, exist_ok=True)
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: coatcheck-bench-resident\nVersion: 0\n")
-    (information / "entry_points.txt").write_text(
-        "[sglang.srt.plugins]\nresident = benchmarks.gpu.resident:register\n"
-    )
+    (information / "entry_points.txt").write_text("[sglang.srt.plugins]\nresident = benchmarks.gpu.resident:register\n")
     return target
-
-

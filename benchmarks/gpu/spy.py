@@ -61,11 +61,10 @@ def check() -> None:
 
 
 async def sample(family: Sequence[psutil.Process], directory: Path, after_s: float, seconds: float) -> list[Process]:
-    """The tokenizer's process and the schedulers of a server, at once, from ``after_s`` on."""
+    """The tokenizer's process and the schedulers of a server, at once, from ``after_s`` on. ``directory`` exists."""
     await asyncio.sleep(after_s)
     named = {title(process): process.pid for process in family}
     wanted = {name: pid for name, pid in named.items() if name == "tokenizer" or name.startswith("scheduler")}
-    directory.mkdir(parents=True, exist_ok=True)
     return list(await asyncio.gather(*(_record(name, pid, directory, seconds) for name, pid in wanted.items())))
 
 
@@ -105,7 +104,9 @@ def summed(name: str, raw: str) -> Process:
         for frame in set(frames):
             inclusive[thread][frame] += int(count)
     threads = [
-        Thread(thread, samples, dict(inclusive[thread].most_common(INCLUSIVE)), dict(leaves[thread].most_common(LEAVES)))
+        Thread(
+            thread, samples, dict(inclusive[thread].most_common(INCLUSIVE)), dict(leaves[thread].most_common(LEAVES))
+        )
         for thread, samples in totals.most_common(THREADS)
     ]
     return Process(name, sum(totals.values()), threads)

@@ -29,7 +29,13 @@ class Store:
     """One group's file, ``OUT/GROUP-tpN.json.gz``, and a copy of it in each of ``copies``."""
 
     def __init__(
-        self, out: Path, copies: tuple[Path, ...], group: str, tp: int, environment: dict[str, Any], options: dict[str, Any]
+        self,
+        out: Path,
+        copies: tuple[Path, ...],
+        group: str,
+        tp: int,
+        environment: dict[str, Any],
+        options: dict[str, Any],
     ) -> None:
         self.path = out / f"{group}-tp{tp}.json.gz"
         self._copies = copies
