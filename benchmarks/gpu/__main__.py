@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--keep", action="store_true", help="leave the servers running for the next call")
     run.add_argument("--kv-tokens", type=int, default=KV_TOKENS, help="room of each server's key-value cache")
     run.add_argument("--stagger", type=float, default=5, help="seconds between starts of a group's servers")
+    run.add_argument("--first-port", type=int, default=31000, help="another one for a second run beside this one")
     run.add_argument("--cpu", action="store_true", help="try the benchmark itself, on SGLang's CPU build")
     run.add_argument("--spy", type=_names, default=(), help="sample these contenders by py-spy; measure nothing")
     run.add_argument("--spy-cell", default="", help="under this load; default: the group's first")
@@ -122,6 +123,7 @@ def _run(parsed: argparse.Namespace) -> int:
             budget_s=parsed.budget,
             keep=parsed.keep,
             stagger_s=parsed.stagger,
+            first_port=parsed.first_port,
             spy=parsed.spy,
             spy_cell=parsed.spy_cell,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 import zlib
 from collections import Counter
@@ -31,6 +32,7 @@ STOPPING_S = 20.0  # kept of the budget for ending servers
 QUIET_LOOK_S = 0.4
 WARM_S = 3.0  # of load for each kind of request, before anything is measured
 SPY_S = 8.0
+OURS = re.compile(r"coatcheck (carries|stands aside)")  # in a server's log
 FAILURES = 2  # windows of a contender that may fail in a call
 
 
@@ -52,6 +54,7 @@ class Settings:
     budget_s: float
     keep: bool
     stagger_s: float
+    first_port: int = 31000
     spy: tuple[str, ...] = ()
     spy_cell: str = ""
 
@@ -200,7 +203,7 @@ class Runner:
             self._fleet.stop([name])
             if started and self._settings.stagger_s:
                 time.sleep(self._settings.stagger_s)
-            port = self._fleet.free_port()
+            port = self._fleet.free_port(self._settings.first_port)
             wanted = command(self._settings.base, CONTENDERS[name], self._settings.model, port)
             self._fleet.start(name, port, wanted, self._variables(name), variables)
             self._say(f"started {name} on port {port}")
@@ -247,6 +250,9 @@ class Runner:
             server.warm = True
             self._quiet(server)
         self._fleet.save()
+        for server in cold:
+            for line in [line for line in server.text().splitlines() if OURS.search(line)][-3:]:
+                self._say(f"{server.name}: {line}")
         if cold:
             self._say(f"warm: {', '.join(server.name for server in cold)}")
 

@@ -18,7 +18,7 @@ import psutil
 
 READY = "The server is fired up and ready to roll!"  # SGLang's log: the model has answered once
 STOP_S, KILL_S = 15.0, 5.0
-FIRST_PORT, PORTS_APART = 31000, 100  # SGLang derives more from a server's port
+PORTS_APART = 100  # SGLang derives more from a server's port
 TAIL = 60  # lines of a log that are shown
 CRASHED = "Scheduler hit an exception"  # then SGLang waits a minute for dumps before it ends
 
@@ -96,13 +96,13 @@ class Fleet:
             return False
         return _portless(server.command) == _portless(command) and server.environment == dict(environment)
 
-    def free_port(self) -> int:
-        """One that nobody listens on, far from the other servers'."""
+    def free_port(self, first: int) -> int:
+        """One from ``first`` on that nobody listens on, far from the other servers'."""
         taken = {server.port for server in self.servers.values()}
-        for port in range(FIRST_PORT, 60000, PORTS_APART):
+        for port in range(first, 65000, PORTS_APART):
             if port not in taken and _free(port):
                 return port
-        raise RuntimeError("no free port")
+        raise RuntimeError(f"no free port from {first} on")
 
     def start(
         self, name: str, port: int, command: Sequence[str], whole: Mapping[str, str], environment: Mapping[str, str]

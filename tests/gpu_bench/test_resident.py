@@ -71,7 +71,8 @@ def test_a_template_is_of_pictures_of_the_same_sizes_not_of_the_same_number() ->
         return Output([Item(torch.ones(24, 1176))], [1, 2, 3])
 
     def ask(picture: str, text: str) -> Output:
-        return asyncio.run(resident.process(original, None, image_data=[picture], input_text=text, more=1))
+        output: Output = asyncio.run(resident.process(original, None, image_data=[picture], input_text=text, more=1))
+        return output
 
     first = ask(url(32, 32), "warm-up")  # as SGLang's own
     others = [ask(url(64, 64), "a"), ask(url(64, 64), "b"), ask(url(32, 32), "c")]
