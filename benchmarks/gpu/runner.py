@@ -33,6 +33,7 @@ QUIET_LOOK_S = 0.4
 WARM_S = 3.0  # of load for each kind of request, before anything is measured
 SPY_S = 8.0
 OURS = re.compile(r"coatcheck (carries|stands aside)")  # in a server's log
+SLACK_S = 60.0  # beyond what a window should take: then it is given up
 FAILURES = 2  # windows of a contender that may fail in a call
 
 
@@ -132,15 +133,7 @@ class Runner:
         usage = counters.Usage(families)
         before = counters.parse(counters.scrape(server.url))
         start = time.monotonic()
-        run = asyncio.run(
-            measure(
-                server.url,
-                self._load(window.cell),
-                contender=window.contender,
-                round=window.round,
-                tp=self._settings.tp,
-            )
-        )
+        run = asyncio.run(self._one(server, self._load(window.cell), window.round))
         seconds = time.monotonic() - start
         added = counters.difference(before, counters.parse(counters.scrape(server.url)))
         extra: dict[str, Any] = {
@@ -159,6 +152,11 @@ class Runner:
         if window.contender == "carry" and not self._carried(added):
             self._say("WARNING: the plugin carried no request in this window; its server's log says why")
         return msgspec.structs.replace(run, extra=extra)
+
+    async def _one(self, server: Server, load: Load, round_: int) -> Run:
+        """Raises TimeoutError (an OSError) if it takes much longer than it should."""
+        async with asyncio.timeout(load.ramp_s + load.window_s + self._settings.plan.overhead_s + SLACK_S):
+            return await measure(server.url, load, contender=server.name, round=round_, tp=self._settings.tp)
 
     @staticmethod
     def _carried(added: dict[str, float]) -> bool:
@@ -236,12 +234,12 @@ class Runner:
 
         async def every(cell: Cell) -> None:
             load = [self._load(msgspec.structs.replace(cell, clients=min(cell.clients, 8)), 1.0, WARM_S) for _ in cold]
-            await asyncio.gather(
-                *(
-                    measure(server.url, one, contender=server.name, round=0)
-                    for server, one in zip(cold, load, strict=True)
-                )
+            made = await asyncio.gather(
+                *(self._one(server, one, 0) for server, one in zip(cold, load, strict=True)), return_exceptions=True
             )
+            for server, result in zip(cold, made, strict=True):
+                if isinstance(result, BaseException):
+                    self._say(f"warming up {server.name} with {cell.name}: {type(result).__name__}: {result}")
 
         for cell in kinds.values() if cold else ():
             self._need(self._settings.plan.overhead_s + WARM_S, "warming up")
@@ -291,7 +289,7 @@ class Runner:
         load = self._load(cell, window_s=seconds + 2)
         # Two more seconds of ramp for the load's own processes to start.
         run, processes = await asyncio.gather(
-            measure(server.url, load, contender=server.name, round=0, tp=self._settings.tp),
+            self._one(server, load, 0),
             spy.sample(server.family(), self._settings.state / "spy", cell.ramp_s + 2, seconds),
         )
         return spy.Sampling(server.name, cell.name, seconds, run.requests_per_s, processes)
