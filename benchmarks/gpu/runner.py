@@ -32,7 +32,7 @@ STOPPING_S = 20.0  # kept of the budget for ending servers
 QUIET_LOOK_S = 0.4
 WARM_S = 3.0  # of load for each kind of request, before anything is measured
 SPY_S = 8.0
-OURS = re.compile(r"coatcheck (carries|stands aside)")  # in a server's log
+TOLD = re.compile(r"coatcheck (carries|stands aside)|max_total_num_tokens=\d+")  # lines of a log that are shown
 SLACK_S = 60.0  # beyond what a window should take: then it is given up
 FAILURES = 2  # windows of a contender that may fail in a call
 
@@ -249,10 +249,11 @@ class Runner:
             self._quiet(server)
         self._fleet.save()
         for server in cold:
-            for line in [line for line in server.text().splitlines() if OURS.search(line)][-3:]:
+            for line in [line for line in server.text().splitlines() if TOLD.search(line)][-3:]:
                 self._say(f"{server.name}: {line}")
         if cold:
-            self._say(f"warm: {', '.join(server.name for server in cold)}")
+            used = ", ".join(f"{mib} MiB" for (mib,) in counters.gpus("memory.used"))
+            self._say(f"warm: {', '.join(server.name for server in cold)}; GPU memory in use: {used or 'no GPU'}")
 
     def _own(self, name: str) -> dict[str, str]:
         own = {**self._settings.base.environment, **CONTENDERS[name].environment}
