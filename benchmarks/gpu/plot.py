@@ -5,6 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.gpu.figures import Figure, cells, contenders, gap, over, rate
 from coatcheck.bench.plots import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, styled
@@ -18,7 +19,8 @@ LOOK = {  # colour, marker
     "flag": (SKY, "v"),
     "resident": (GREY, "x"),
 }
-ROW_IN, FRAME_IN, WIDTH_IN = 0.3, 1.3, 10.0
+ROW_IN, FRAME_IN, WIDTH_IN = 0.4, 1.1, 10.0
+APART = 0.18  # contenders of a row, in rows
 
 
 @styled
@@ -29,22 +31,29 @@ def overview(reports: dict[str, Report]) -> Drawing:
     left, right = figure.subplots(1, 2, sharey=True)
     seen: dict[str, Line2D] = {}
     for at, (_, report, cell) in enumerate(rows):
-        for name in contenders(report):
+        names = contenders(report)
+        for place, name in enumerate(names):
+            height = at + APART * (place - (len(names) - 1) / 2)
             for axes, figure_ in ((left, rate), (right, gap)):
-                if (drawn := _mark(axes, at, report, name, cell, figure_)) is not None:
+                if (drawn := _mark(axes, height, report, name, cell, figure_)) is not None:
                     seen.setdefault(name, drawn)
     left.set_yticks(range(len(rows)), [f"{name}: {c[0]} x {c[1]} of {c[2]}" for name, _, c in rows])
-    left.invert_yaxis()
+    left.set_ylim(len(rows) - 0.5, -0.5)
     for axes, title in ((left, "requests/s"), (right, "p99 gap in text streams, ms (logarithmic)")):
         axes.set_title(title)
         axes.grid(axis="x")
     left.set_xlim(left=0)
     right.set_xscale("log")
+    right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    right.xaxis.set_minor_formatter(NullFormatter())
     figure.legend(list(seen.values()), list(seen), loc="outside lower center", ncols=len(seen), frameon=False)
     return figure
 
 
-def _mark(axes: Axes, at: int, report: Report, name: str, cell: tuple[int, int, int], figure: Figure) -> Line2D | None:
+def _mark(
+    axes: Axes, at: float, report: Report, name: str, cell: tuple[int, int, int], figure: Figure
+) -> Line2D | None:
     found = over(report, name, cell, figure)
     if found is None:
         return None

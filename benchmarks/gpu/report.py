@@ -44,7 +44,9 @@ SAME_TOKENS = 0.01  # an oracle may compute so much less or more than the others
 def tables(reports: dict[str, Report]) -> dict[str, str]:
     """Markdown by the name of its place."""
     return {
-        "machine": "\n".join(machine(name, report) for name, report in reports.items()),
+        "machine": "\n".join(
+            [*(machine(name, report) for name, report in reports.items()), _PICTURE if reports else ""]
+        ),
         "measured": _sections(reports, measured),
         "ratios": _sections(reports, ratios),
         "bound": _sections({name: one for name, one in reports.items() if "resident" in contenders(one)}, bounds),
@@ -186,6 +188,9 @@ def processes(report: Report) -> str:
     return _table(lines)
 
 
+_PICTURE = """
+![Requests/s and the text streams' p99 gap of every contender in every cell, with the range over the rounds](gpu.svg)
+"""
 _OWN = ("load_cpu_percent", "observer_cpu_percent")
 
 
