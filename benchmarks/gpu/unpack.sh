@@ -1,5 +1,5 @@
 # Over there: `. unpack.sh PARTS SITE`, with bundle.* and coatcheck.tar.xz in PARTS; leaves the environment set for SGLang.
-# What is unpacked already is not again; coatcheck.tar.xz always is. SITE has to end in /site.
+# What is unpacked already is not again, the code only if it is another. SITE has to end in /site.
 _parts=$1 _site=$2
 mkdir -p "$(dirname "$_site")"
 if [ ! -e "$_site/.complete" ]; then
@@ -11,9 +11,10 @@ if [ ! -e "$_site/.complete" ]; then
   sed -i '0,/if not is_cuda():/s/if not is_cuda():/if True:/' "$_site/sglang/srt/layers/dual_gemm.py"
   : > "$_site/.complete"
 fi
-if [ -e "$_parts/coatcheck.tar.xz" ]; then
+if ! cmp -s "$_parts/coatcheck.tar.xz" "$_site/.code"; then  # not under servers that run, if nothing changed
   rm -rf "$_site/coatcheck" "$_site/benchmarks" "$_site"/coatcheck-*.dist-info
   xz -dc "$_parts/coatcheck.tar.xz" | tar -x -C "$(dirname "$_site")" || return 1
+  cp "$_parts/coatcheck.tar.xz" "$_site/.code"
 fi
 export PYTHONPATH=$_site PATH=$PATH:$_site/bin HF_HUB_OFFLINE=1
 export SGLANG_SKIP_SGL_KERNEL_VERSION_CHECK=1               # 0.4.5's operators under 0.4.10's Python
