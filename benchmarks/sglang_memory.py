@@ -74,7 +74,7 @@ class Run(msgspec.Struct, frozen=True):
         if name == "all sent":
             # SGLang counts the one whose prefill is under way in neither.
             return next((s for s in after if (s.running or 0) + (s.waiting or 0) >= self.requests - 1), None)
-        held = [sample for sample in after if not sample.answered]
+        held = [sample for sample in after if not sample.answered] or after
         return _median([sample for sample in held if sample.seconds >= held[-1].seconds - HOLD_S])
 
     def total(self, name: str) -> int:
