@@ -1,12 +1,13 @@
 """What SGLang's processes hold while many large pictures are in flight, with the plugin and without.
 
-``python -m benchmarks.sglang_memory [--requests 256] [--json FILE]``
+``python -m benchmarks.sglang_memory [--requests 256] [--running 16] [--json FILE]``
 
 Starts one real SGLang server after the other with ranks on the CPU (see ``tests/sglang/README.md``). Each is asked
 about that many different pictures of 1024 x 1024 pixels at once (1,369 tokens, 25.8 MB of features each), with answers
-so long that none ends meanwhile. Its memory is looked at every two seconds, every page counted once
-(``benchmarks.footprint``): before anything is asked; when the schedulers have all requests; and at the end, when all
-are running, or after ``--limit`` seconds. Stops before the machine runs out of memory.
+so long that none ends meanwhile. Its key-value cache has room for ``--running`` of them; the others wait in the
+schedulers' queues, with their pixels. Memory is looked at every two seconds, every page counted once
+(``benchmarks.footprint``): before anything is asked; when the schedulers have all requests; at the end, half a minute
+after that and after so many run; and once all are aborted. Stops before the machine runs out of memory.
 Exit status 1 if the plugin's peak or end is more than 0.7 of SGLang's own.
 """
 
@@ -37,11 +38,11 @@ from coatcheck.bench.server import SHARED_MEMORY
 
 SIDE = 1024
 PROMPT_TOKENS = 1500  # a picture's 1,369 and the question, rounded up
-ANSWER_TOKENS = 400  # at one token for each of 256 requests a step, minutes
-EVERY_S, HOLD_S = 2.0, 20.0
+ANSWER_TOKENS = 4000  # two minutes and more
+EVERY_S, HOLD_S, AFTER_S = 2.0, 30.0, 15.0
 FLOOR = 2 << 30  # bytes that the machine keeps
 GOAL = 0.7
-STAGES = ("idle", "all sent", "peak", "end")
+STAGES = ("idle", "all sent", "peak", "end", "after")
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -54,6 +55,10 @@ class Sample(msgspec.Struct, frozen=True):
     waiting: int | None
     answered: int  # requests that ended, one way or another
 
+    def sent(self, requests: int) -> bool:
+        """Whether all are with the schedulers. SGLang counts the one whose prefill is under way nowhere."""
+        return self.running is not None and self.running + (self.waiting or 0) >= requests - 1
+
 
 class Run(msgspec.Struct, frozen=True):
     """Of one server."""
@@ -63,17 +68,19 @@ class Run(msgspec.Struct, frozen=True):
     samples: list[Sample]
     stopped: str  # why it ended
     log: list[str]  # the plugin's lines
+    after: Sample | None = None  # when all have been aborted
 
     def stage(self, name: str) -> Sample | None:
         """The sample that stands for it: of several the one of median size. None if it was not reached."""
         after = [sample for sample in self.samples if sample.seconds >= 0]
         if name == "idle":
             return _median([sample for sample in self.samples if sample.seconds < 0])
+        if name == "after":
+            return self.after
         if name == "peak":
             return max(after, key=lambda sample: sample.footprint.total)
         if name == "all sent":
-            # SGLang counts the one whose prefill is under way in neither.
-            return next((s for s in after if (s.running or 0) + (s.waiting or 0) >= self.requests - 1), None)
+            return next((sample for sample in after if sample.sent(self.requests)), None)
         held = [sample for sample in after if not sample.answered] or after
         return _median([sample for sample in held if sample.seconds >= held[-1].seconds - HOLD_S])
 
@@ -84,11 +91,20 @@ class Run(msgspec.Struct, frozen=True):
         return sample.footprint.total
 
 
+class Load(msgspec.Struct, frozen=True):
+    """What is asked, and until when."""
+
+    requests: int
+    running: int  # of them, at the end
+    limit_s: float
+
+
 class Report(msgspec.Struct):
     """What is kept."""
 
     schema: int
     environment: dict[str, Any]
+    load: Load
     runs: list[Run]
 
 
@@ -97,49 +113,52 @@ def _median(samples: Sequence[Sample]) -> Sample:
     return next(sample for sample in samples if sample.footprint.total == total)
 
 
-async def measure(server: SglangServer, contender: str, requests: int, limit_s: float, before: frozenset[str]) -> Run:
+async def measure(server: SglangServer, contender: str, load: Load, before: frozenset[str]) -> Run:
     """Asks all and looks on."""
-    pictures = list(several(1, requests, 41, SIDE, SIDE))
-    async with Client(server.url, answer_s=limit_s + 120, connections=None) as opened:
+    pictures = list(several(1, load.requests, 41, SIDE, SIDE))
+    async with Client(server.url, answer_s=load.limit_s + 120, connections=None) as opened:
         for warming in several(1, 3, 42, SIDE, SIDE):
             await opened.ask(warming)
         samples: list[Sample] = []
         start, asked = time.monotonic() + 60, list[asyncio.Task[Any]]()
 
         async def look() -> Sample:
-            """At it; appends."""
+            """At it."""
             running, waiting = await _loads(opened)
             found = await asyncio.to_thread(lambda: footprint(server.family(), before))
             seconds, free = time.monotonic() - start, psutil.virtual_memory().available
             ended = sum(task.done() for task in asked)
-            samples.append(Sample(round(seconds, 1), found, free, running, waiting, ended))
-            return samples[-1]
+            return Sample(round(seconds, 1), found, free, running, waiting, ended)
 
         for _ in range(5):
-            await look()
+            samples.append(await look())
             await asyncio.sleep(EVERY_S)
         start = time.monotonic()
         sampling: dict[str, Any] = {"max_new_tokens": ANSWER_TOKENS, "ignore_eos": True}
         asked += [asyncio.create_task(opened.ask(picture, **sampling)) for picture in pictures]
-        stopped, until = "", limit_s
+        stopped, until = "", load.limit_s
         while not stopped:
             await asyncio.sleep(EVERY_S)
-            sample = await look()
-            if sample.running == requests:
+            samples.append(sample := await look())
+            if sample.sent(load.requests) and (sample.running or 0) >= load.running:
                 until = min(until, sample.seconds + HOLD_S)
             if sample.available < FLOOR:
                 stopped = f"the machine had less than {FLOOR >> 20} MiB left"
             elif sample.answered:
                 stopped = f"{sample.answered} requests ended"
             elif sample.seconds >= until:
-                stopped = "all were running" if sample.running == requests else f"{limit_s:g} s were over"
-            print(f"\r{contender}: {_line(sample)}", end="", file=sys.stderr, flush=True)
-        print(f"\n{contender}: stopped, as {stopped}", file=sys.stderr, flush=True)
+                stopped = "all was there" if until < load.limit_s else f"{load.limit_s:g} s were over"
+            print(f"{contender}: {_line(sample)}", file=sys.stderr, flush=True)
+        print(f"{contender}: stopped, as {stopped}", file=sys.stderr, flush=True)
+        await opened.abort(everything=True)
         for task in asked:
             task.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
+        await asyncio.sleep(AFTER_S)
+        after = await look()
+        print(f"{contender}: {AFTER_S:g} s after: {_line(after)}", file=sys.stderr, flush=True)
     said = [line for line in server.log if "coatcheck" in line]
-    return Run(contender, requests, samples, stopped, said)
+    return Run(contender, load.requests, samples, stopped, said, after)
 
 
 async def _loads(opened: Client) -> tuple[int, int] | tuple[None, None]:
@@ -154,19 +173,19 @@ async def _loads(opened: Client) -> tuple[int, int] | tuple[None, None]:
 
 def _line(sample: Sample) -> str:
     counts = f"{sample.running} running, {sample.waiting} waiting" if sample.running is not None else "no word of it"
-    return f"{sample.seconds:5.0f} s, {sample.footprint.total / 1e9:6.2f} GB, {counts}, {sample.answered} ended   "
+    return f"{sample.seconds:5.0f} s, {sample.footprint.total / 1e9:6.2f} GB, {counts}, {sample.answered} ended"
 
 
-def run_one(plugin: bool, requests: int, limit_s: float, peers: Path) -> Run:
+def run_one(plugin: bool, load: Load, peers: Path) -> Run:
     """Starts the server, measures, ends it at once; removes what SGLang leaves in /dev/shm when it is killed."""
-    tokens = requests * (PROMPT_TOKENS + ANSWER_TOKENS)
-    options = ("--max-total-tokens", str(max(tokens, 32768)), "--max-running-requests", str(requests))
+    tokens = max(load.running * (PROMPT_TOKENS + ANSWER_TOKENS), 32768)
+    options = ("--max-total-tokens", str(tokens), "--max-running-requests", str(load.requests))
     before = segment_names()
     server = SglangServer(*options, plugin=plugin, peers=peers)
     contender = "with the plugin" if plugin else "without"
     try:
         with server:
-            found = asyncio.run(measure(server, contender, requests, limit_s, before))
+            found = asyncio.run(measure(server, contender, load, before))
             server.kill()
             return found
     finally:
@@ -208,7 +227,8 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=256)
-    parser.add_argument("--limit", type=float, default=720.0, help="seconds, of each server")
+    parser.add_argument("--running", type=int, default=16, help="requests that the key-value cache has room for")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds, of each server")
     parser.add_argument("--only", choices=("with", "without"))
     parser.add_argument("--json", type=Path, help="docs/benchmarks/sglang/memory-COMMIT.json.gz if not given")
     parser.add_argument("--peers", type=Path, default=PEERS, help="where 'make test-sglang' puts SGLang's environment")
@@ -217,8 +237,9 @@ def main() -> int:
     path = args.json or ROOT / f"docs/benchmarks/sglang/memory-{about['commit'].rstrip('+')[:7]}.json.gz"
     check_writable(path)
     plugins = [plugin for plugin in (False, True) if args.only in (None, "with" if plugin else "without")]
-    runs = [run_one(plugin, args.requests, args.limit, args.peers) for plugin in plugins]
-    write_json(Report(SCHEMA, about, runs), path)
+    load = Load(args.requests, min(args.running, args.requests), args.limit)
+    runs = [run_one(plugin, load, args.peers) for plugin in plugins]
+    write_json(Report(SCHEMA, about, load, runs), path)
     print(table(runs), end="")
     found = ratios(runs)
     for name, ratio in found.items():
