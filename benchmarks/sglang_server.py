@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -42,8 +42,9 @@ class SglangServer(LoggedProcess):
     """Context manager: ready on entry, ended by SIGTERM on exit.
 
     ``peers`` has the environment that ``make test-sglang`` builds; ``options`` are added to SGLang's command line,
-    ``environment`` to this process's own. ``plugin`` says whether ours is to act, by its own setting. Raises
-    RuntimeError if it is to and SGLang would not find it, FileNotFoundError without the environment.
+    ``environment`` to this process's own; ``within`` is a command that becomes the one that follows it. ``plugin`` says
+    whether ours is to act, by its own setting. Raises RuntimeError if it is to and SGLang would not find it,
+    FileNotFoundError without the environment.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class SglangServer(LoggedProcess):
         plugin: bool = True,
         environment: Mapping[str, str] | None = None,
         peers: Path = PEERS,
+        within: Sequence[str] = (),
     ) -> None:
         python = peers / "sglang" / "bin" / "python"
         if not python.exists():
@@ -62,6 +64,7 @@ class SglangServer(LoggedProcess):
         port = _free_port()
         super().__init__(
             [
+                *within,
                 *(str(python), "-m", "sglang.launch_server", "--model-path", str(DEFAULT_MODEL)),
                 *("--host", HOST, "--port", str(port), "--tp", str(ranks), *CPU_OPTIONS, *options),
             ],
