@@ -67,9 +67,11 @@ def questions(seed: int = 11) -> Requests:
 class Client:
     """Context manager. Asks one server, and never retries. Raises httpx.HTTPStatusError for what the server refuses."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, answer_s: float = ANSWER_S, connections: int | None = 100) -> None:
+        """``connections``: how many requests can be under way at once; None for any number."""
         self._tokenizer = load_processor(DEFAULT_MODEL)[0]
-        self.http = httpx.AsyncClient(base_url=url, timeout=ANSWER_S)
+        limits = httpx.Limits(max_connections=connections)
+        self.http = httpx.AsyncClient(base_url=url, timeout=answer_s, limits=limits)
 
     async def __aenter__(self) -> Self:
         return self

@@ -20,7 +20,7 @@ ARENA = 1 << 20
 def request(rank: NoRankMetrics) -> None:
     """What one request adds on the scheduler's thread."""
     rank.start()
-    rank.claimed([0.001])
+    rank.claimed([(0.001, 0.001)])
 
 
 def request_and_write(rank: RankMetrics) -> None:
@@ -39,10 +39,15 @@ def send(front: NoFrontMetrics) -> None:
     front.went("carried")
 
 
+def lag(front: NoFrontMetrics) -> None:
+    """On the event loop, ten times a second."""
+    front.lag(0.001)
+
+
 def show(arena: Arena, front: NoFrontMetrics) -> None:
     """On the event loop, each second in which the arena was used."""
     arena.cancel(arena.reserve(1))
-    front.arena(arena.statistics())
+    front.front(arena.statistics(), waiting=0, aside=False)
 
 
 def main() -> None:
@@ -59,6 +64,7 @@ def main() -> None:
             ("both, and the thread that writes", partial(request_and_write, rank), partial(request, off)),
             ("thread beside it, a request", partial(materialize, rank), partial(materialize, off)),
             ("event loop, a request", partial(send, front), partial(send, off_front)),
+            ("event loop, its lag, ten times a second", partial(lag, front), partial(lag, off_front)),
             ("event loop, the arena once a second", partial(show, arena, front), partial(show, arena, off_front)),
         ):
             print(f"{what:48} {microseconds(on, TIMES):6.2f} us, off {microseconds(without, TIMES):6.2f} us")

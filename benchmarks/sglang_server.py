@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -27,8 +27,8 @@ sys.exit(not entry_points(group="sglang.srt.plugins", name="coatcheck"))
 _READY = "The server is fired up and ready to roll!"
 # Without SGLang's kernels SGLANG_CPU_OMP_THREADS_BIND binds nothing: each rank would have as many threads as there are
 # cores, which spin for one another. Two ranks on two cores: 90 ms a token, with one thread each 22 to 24 ms.
-_ENVIRONMENT = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-_OPTIONS = (
+CPU_ENVIRONMENT = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+CPU_OPTIONS = (
     *("--device", "cpu", "--dtype", "float32", "--attention-backend", "torch_native", "--mm-attention-backend", "sdpa"),
     *("--cuda-graph-backend-decode", "disabled", "--cuda-graph-backend-prefill", "disabled", "--skip-server-warmup"),
     *("--mem-fraction-static", "0.1", "--max-total-tokens", "32768"),
@@ -42,8 +42,9 @@ class SglangServer(LoggedProcess):
     """Context manager: ready on entry, ended by SIGTERM on exit.
 
     ``peers`` has the environment that ``make test-sglang`` builds; ``options`` are added to SGLang's command line,
-    ``environment`` to this process's own. ``plugin`` says whether ours is to act, by its own setting. Raises
-    RuntimeError if it is to and SGLang would not find it, FileNotFoundError without the environment.
+    ``environment`` to this process's own; ``within`` is a command that becomes the one that follows it. ``plugin`` says
+    whether ours is to act, by its own setting. Raises RuntimeError if it is to and SGLang would not find it,
+    FileNotFoundError without the environment.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class SglangServer(LoggedProcess):
         plugin: bool = True,
         environment: Mapping[str, str] | None = None,
         peers: Path = PEERS,
+        within: Sequence[str] = (),
     ) -> None:
         python = peers / "sglang" / "bin" / "python"
         if not python.exists():
@@ -60,16 +62,15 @@ class SglangServer(LoggedProcess):
         if plugin and subprocess.run([python, "-c", _IS_FOUND], timeout=60, check=False).returncode:
             raise RuntimeError(f"{python} finds no plugin of ours; 'make test-sglang' installs it")
         port = _free_port()
-        cores = sorted(os.sched_getaffinity(0))
-        bind = "|".join(str(cores[rank % len(cores)]) for rank in range(ranks))
         super().__init__(
             [
+                *within,
                 *(str(python), "-m", "sglang.launch_server", "--model-path", str(DEFAULT_MODEL)),
-                *("--host", HOST, "--port", str(port), "--tp", str(ranks), *_OPTIONS, *options),
+                *("--host", HOST, "--port", str(port), "--tp", str(ranks), *CPU_OPTIONS, *options),
             ],
             {
-                **_ENVIRONMENT,
-                "SGLANG_CPU_OMP_THREADS_BIND": bind,
+                **CPU_ENVIRONMENT,
+                "SGLANG_CPU_OMP_THREADS_BIND": binding(ranks),
                 PLUGIN: str(int(plugin)),
                 **(environment or {}),
             },
@@ -87,6 +88,12 @@ class SglangServer(LoggedProcess):
         for process in started:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+def binding(ranks: int) -> str:
+    """A core for each rank, in turns where there are fewer; to be ``SGLANG_CPU_OMP_THREADS_BIND``."""
+    cores = sorted(os.sched_getaffinity(0))
+    return "|".join(str(cores[rank % len(cores)]) for rank in range(ranks))
 
 
 def _free_port() -> int:

@@ -155,8 +155,10 @@ def test_an_arena_that_does_not_fit_is_refused_before_any_of_it_is_taken(monkeyp
 def in_group(limit: int, *command: str) -> subprocess.CompletedProcess[str]:
     """Run in a real group with that limit."""
     try:
-        with memory_limit(limit) as within:
-            return subprocess.run([*within, *command], capture_output=True, text=True, timeout=60, check=False)
+        with memory_limit(limit) as limited:
+            done = subprocess.run([*limited.within, *command], capture_output=True, text=True, timeout=60, check=False)
+            assert limited.kills == 0
+            return done
     except NoControlGroup as reason:
         pytest.skip(f"no control group is to be had: {reason}")
 

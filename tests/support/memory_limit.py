@@ -6,7 +6,8 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 MOUNTS = {Path("/sys/fs/cgroup/memory"): "memory.limit_in_bytes", Path("/sys/fs/cgroup"): "memory.max"}
@@ -18,9 +19,33 @@ class NoControlGroup(Exception):
     """None can be made here; the message says why."""
 
 
+@dataclass(frozen=True)
+class Limited:
+    """A group below one that has the limit, so that what looks for limits has to look above its own group."""
+
+    outer: Path
+    inner: Path
+
+    @property
+    def within(self) -> list[str]:
+        """A command that runs the one that follows it there."""
+        return ["sh", "-c", _ENTER, str(self.inner / "cgroup.procs")]
+
+    @property
+    def kills(self) -> int:
+        """How many processes the kernel has ended there for want of memory."""
+        counts = [0]
+        for group in (self.outer, self.inner):
+            for name in ("memory.oom_control", "memory.events"):
+                with contextlib.suppress(FileNotFoundError):
+                    rows = map(str.split, (group / name).read_text().splitlines())
+                    counts += [int(number) for key, number in rows if key == "oom_kill"]
+        return max(counts)
+
+
 @contextlib.contextmanager
-def memory_limit(nbytes: int) -> Iterator[Sequence[str]]:
-    """Yields a command that runs the one that follows it in a group below one with that limit.
+def memory_limit(nbytes: int) -> Iterator[Limited]:
+    """Makes the groups.
 
     Processes that are left in it at the end are killed. Raises NoControlGroup.
     """
@@ -36,7 +61,7 @@ def memory_limit(nbytes: int) -> Iterator[Sequence[str]]:
                 made.rmdir()
         raise NoControlGroup(f"{outer}: {error}") from error
     try:
-        yield ["sh", "-c", _ENTER, str(inner / "cgroup.procs")]
+        yield Limited(outer, inner)
     finally:
         _empty(inner)
         inner.rmdir()

@@ -107,7 +107,7 @@ class Rank:
         self.stopped = False
         self.muted = 0  # tickets of which this rank will report nothing that can be read
         vars(adapter)["unpack"] = partial(self._unpack, unpack)
-        made = adapter.MultimodalInputs.from_processor_output
+        made = vars(adapter)["MultimodalInputs"].from_processor_output
         vars(adapter)["MultimodalInputs"] = SimpleNamespace(from_processor_output=partial(self._process, made))
         vars(adapter)["encode"] = partial(self._encode, encode)
 

@@ -49,7 +49,7 @@ def register() -> None:
         sources = [source for path in HookRegistry._patched for _, _, source in HookRegistry._hooks[path]]
         _say(f"witness: {sum(source.plugin_name == NAME for source in sources)} hooks of ours")
 
-    made = ranks.MultimodalInputs.from_processor_output
+    made = vars(ranks)["MultimodalInputs"].from_processor_output
 
     def unpack(body: bytes, blocks: Sequence[memoryview]) -> Any:
         parallel = get_parallel()

@@ -25,13 +25,18 @@ BITS = 1_610_000  # a second, for 2 MB
 GRAIN = 12  # levels, up and down: what fills the bits
 
 
-def make(seed: int = 0) -> bytes:
-    """An MP4. The same seed gives the same frames, and by the same version of the encoder the same bytes."""
+def make(seed: int = 0, group: int = 0) -> bytes:
+    """An MP4. The same seed gives the same frames, and by the same version of the encoder the same bytes.
+
+    ``group``: every so many frames decode on their own; 0: as the encoder decides.
+    """
     buffer = io.BytesIO()
     options = {
         "preset": "veryfast",
         "x264-params": f"bitrate={BITS // 1000}:vbv-maxrate={BITS // 1000}:vbv-bufsize=1600",
     }
+    if group:
+        options["x264-params"] += f":keyint={group}:min-keyint={group}:scenecut=0:open-gop=0"
     with av.open(buffer, "w", format="mp4") as made:
         stream: Any = made.add_stream("libx264", rate=RATE, options=options)
         stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
