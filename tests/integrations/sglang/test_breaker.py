@@ -90,6 +90,17 @@ class BreakerMachine(RuleBasedStateMachine):
         assert self.breaker.close_if_well(self.now) == well
         assert not (well and self.breaker.open)
 
+    @precondition(lambda self: self.breaker.open)
+    @rule()
+    def recovers(self) -> None:
+        """All ranks answer at once."""
+        self.now = max(self.now + LEAST_S, self.until)
+        self.probe()
+        for rank in range(self.ranks):
+            self.answers(rank, 0, newest=True)
+        self.close()
+        assert not self.breaker.open
+
     @invariant()
     def it_is_open_only_if_something_opened_it(self) -> None:
         if hasattr(self, "breaker") and self.breaker.open:

@@ -258,6 +258,28 @@ def test_who_stops_waiting_lets_the_next_one_in(arena: Arena) -> None:
     asyncio.run(wait())
 
 
+def test_who_is_cancelled_just_when_room_came_holds_nothing_and_the_next_one_gets_it(arena: Arena) -> None:
+    lock = threading.Lock()
+    room = Room(arena, lock)
+
+    async def wait() -> None:
+        (place,) = await room.take("all", pages(PAGES), 0)
+        leaves = asyncio.create_task(room.take("leaves", pages(PAGES), 10))
+        await asyncio.sleep(0)
+        stays = asyncio.create_task(room.take("stays", pages(PAGES), 10))
+        await asyncio.sleep(0)
+        with lock:
+            room.give_up("all", [place])
+        assert room.waiting == 1, "the first has it"
+        leaves.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaves
+        await asyncio.wait_for(stays, 1)
+        assert arena.statistics().reserved == PAGES * PAGE
+
+    asyncio.run(wait())
+
+
 def test_what_needs_no_block_waits_for_nobody(arena: Arena) -> None:
     room = Room(arena, threading.Lock())
 
