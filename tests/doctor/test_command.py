@@ -40,6 +40,13 @@ def test_json_has_the_same_findings_for_programs() -> None:
     assert "ARENA_MIB=1" in found["settings (COATCHECK_SGLANG_*)"]["found"]
 
 
+def test_an_arena_of_no_set_size_has_to_fit_at_its_least() -> None:
+    report = json.loads(doctor("--json").stdout)
+    found = {finding["what"]: finding for finding in report["findings"]}
+    assert found["memory"]["found"].endswith("the arena takes 64 MiB")
+    assert "ARENA_MIB=auto" in found["settings (COATCHECK_SGLANG_*)"]["found"]
+
+
 def test_a_setting_that_is_not_allowed_fails_although_nothing_was_asked_for() -> None:
     done = doctor("--json", COATCHECK_SGLANG_SHARE="2")
     assert done.returncode == 1

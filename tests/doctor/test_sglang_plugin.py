@@ -68,6 +68,7 @@ def test_with_sglang_its_entry_point_and_hooks_are_looked_at_unless_switched_off
         ("COATCHECK_SGLANG_SHARE", "0", "warning", "failed"),
         ("COATCHECK_SGLANG_ENABLED", "0", "warning", "failed"),
         ("COATCHECK_SGLANG_ARENA_MIB", "lots", "failed", "failed"),
+        ("COATCHECK_SGLANG_ARENA_MIB", "auto", "ok", "ok"),
     ],
 )
 def test_settings_are_listed_and_judged(name: str, value: str, status: str, wanted: str) -> None:

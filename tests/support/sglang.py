@@ -72,7 +72,6 @@ def modules() -> dict[str, ModuleType]:
         self.identity = identity
         self.hash = self.pad_value = int.from_bytes(identity[:8], "big")
 
-    @staticmethod
     def build_padded_input_ids(input_ids: list[int] | None, mm_items: list[Any]) -> list[int] | None:
         return input_ids and [*input_ids, *(item.pad_value or 0 for item in mm_items)]
 
@@ -135,7 +134,7 @@ def modules() -> dict[str, ModuleType]:
             "MultimodalInputs": MultimodalInputs,
             "MultimodalDataItem": record("MultimodalDataItem", item_fields, set_identity=set_identity),
             "MultimodalProcessorOutput": record(
-                "MultimodalProcessorOutput", output_fields, build_padded_input_ids=build_padded_input_ids
+                "MultimodalProcessorOutput", output_fields, build_padded_input_ids=staticmethod(build_padded_input_ids)
             ),
         },
         "sglang.srt.managers.scheduler": {"Scheduler": Scheduler},
