@@ -34,7 +34,6 @@ from benchmarks.sglang_server import PEERS, SglangServer
 from coatcheck.bench.environment import environment
 from coatcheck.bench.files import check_writable, write_json
 from coatcheck.bench.result import SCHEMA
-from coatcheck.bench.server import SHARED_MEMORY
 
 SIDE = 1024
 PROMPT_TOKENS = 1500  # a picture's 1,369 and the question, rounded up
@@ -177,21 +176,15 @@ def _line(sample: Sample) -> str:
 
 
 def run_one(plugin: bool, load: Load, peers: Path) -> Run:
-    """Starts the server, measures, ends it at once; removes what SGLang leaves in /dev/shm when it is killed."""
+    """Starts the server, measures, ends it at once. No other server may run beside it: its segments would count."""
     tokens = max(load.running * (PROMPT_TOKENS + ANSWER_TOKENS), 32768)
     options = ("--max-total-tokens", str(tokens), "--max-running-requests", str(load.requests))
     before = segment_names()
-    server = SglangServer(*options, plugin=plugin, peers=peers)
     contender = "with the plugin" if plugin else "without"
-    try:
-        with server:
-            found = asyncio.run(measure(server, contender, load, before))
-            server.kill()
-            return found
-    finally:
-        for name in segment_names() - before:
-            if name.startswith(("psm_", "sgl_shm_mq_", "sglang_loads_", "sem.mp-")):
-                (SHARED_MEMORY / name).unlink(missing_ok=True)
+    with SglangServer(*options, plugin=plugin, peers=peers) as server:
+        found = asyncio.run(measure(server, contender, load, before))
+        server.kill()
+        return found
 
 
 def table(runs: Sequence[Run]) -> str:
