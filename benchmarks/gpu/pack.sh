@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Packs what a machine with CUDA 13, torch 2.11 and Python 3.12, but no network, lacks for SGLang 0.5.23 with coatcheck.
-#   pack.sh OUT         OUT/bundle.00, ... (parts of at most 58 MB: packages, about 4 minutes) and OUT/coatcheck.tar.xz
+#   pack.sh OUT         OUT/bundle.00, ... (packages, in parts of PART_BYTES or 58 MB; 2 to 4 minutes) and OUT/coatcheck.tar.xz
 #   pack.sh OUT code    OUT/coatcheck.tar.xz alone: this checkout's code, a second
 # unpack.sh puts them together over there. The packages are those of peers/sglang.txt; nothing of SGLang is changed here.
 set -euo pipefail
@@ -50,7 +50,7 @@ packages() {
   unzip -qo "$work"/kernel/sglang_kernel-0.4.5-*.whl 'sgl_kernel/sm90/*' -d "$site"
   find "$site" -name __pycache__ -prune -exec rm -rf {} +
   rm -f "$out"/bundle.*
-  tar -C "$work" -cf - site | xz -T0 -6 | split -b 58000000 -d - "$out/bundle."
+  tar -C "$work" -cf - site | xz -T0 -6 | split -b "${PART_BYTES:-58000000}" -d - "$out/bundle."
 }
 
 case $what in

@@ -5,7 +5,7 @@ bounds what any input path could bring, and is registered only where ``COATCHECK
 
 In the tokenizer's process a request is a copy of the first one with pictures of these sizes, so that no picture is
 decoded. SGLang's own warm-up sends a picture of 32 x 32 pixels: a template by number of pictures, not by their sizes,
-would answer all that follow with four image tokens. Every request gets an identity of its own: neither the prefix
+would make sixteen image tokens of all that follow. Every request gets an identity of its own: neither the prefix
 cache nor the embedding cache knows it. On the ranks the vision tower runs on pixels that lie on the device, for every
 picture; how many patches it was given is counted in ``coatcheck_bench_resident_patches_total``.
 """

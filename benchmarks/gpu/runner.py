@@ -27,7 +27,7 @@ from coatcheck.bench.serve.result import Run
 from coatcheck.errors import CoatcheckError
 
 LOOK_S = 1.0  # between looks at a starting server
-QUIET_PERCENT, QUIET_S = 60.0, 10.0  # a server counts as done with a load below so much of a core, or after so long
+QUIET_PERCENT, QUIET_S = 60.0, 30.0  # a server counts as done with a load below so much of a core, or after so long
 STOPPING_S = 20.0  # kept of the budget for ending servers
 QUIET_LOOK_S = 0.4
 WARM_S = 3.0  # of load for each kind of request, before anything is measured

@@ -17,7 +17,7 @@ import msgspec
 import psutil
 
 READY = "The server is fired up and ready to roll!"  # SGLang's log: the model has answered once
-STOP_S, KILL_S = 15.0, 5.0
+STOP_S, KILL_S = 12.0, 5.0
 PORTS_APART = 100  # SGLang derives more from a server's port
 TAIL = 60  # lines of a log that are shown
 CRASHED = "Scheduler hit an exception"  # then SGLang waits a minute for dumps before it ends
@@ -139,7 +139,7 @@ class Fleet:
         return server.ready_s is not None
 
     def stop(self, names: Iterable[str]) -> None:
-        """All of them at once: SIGTERM, and after 15 s SIGKILL to what is left. Idempotent."""
+        """All of them at once: SIGTERM, and after 12 s SIGKILL to what is left. Idempotent."""
         families = [(self.servers.pop(name)).family() for name in [*names] if name in self.servers]
         for family in families:
             if family:

@@ -299,6 +299,7 @@ def test_fields_that_do_not_matter(server: RunningServer) -> None:
         ({"top_p": 0}, "top_p"),
         ({"stop": list("abcde")}, "stop"),
         ({"stop": ""}, "stop"),
+        ({"ignore_eos": "yes"}, "ignore_eos"),
         ({"seed": 2**63}, "seed"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),

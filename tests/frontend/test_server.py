@@ -68,6 +68,14 @@ def test_defaults_where_the_client_gives_none(server: RunningServer, client: ope
     assert first.seed != second.seed
 
 
+@pytest.mark.parametrize(("ignore_eos", "ends"), [(True, False), (False, True), (None, True)])
+def test_ignore_eos_leaves_no_token_that_ends_the_answer(
+    server: RunningServer, client: openai.OpenAI, ignore_eos: bool | None, ends: bool
+) -> None:
+    ask(client, "Hi", extra_body={"ignore_eos": ignore_eos})
+    assert bool(server.entry.last.sampling.stop_ids) == ends
+
+
 def test_roles_reach_the_template(server: RunningServer, client: openai.OpenAI) -> None:
     roles = ["developer", "user", "assistant", "user"]
     messages: Any = [{"role": role, "content": f"I am {role}"} for role in roles]

@@ -113,5 +113,5 @@ class Processor:
             temperature=self._temperature if chat.temperature is None else chat.temperature,
             top_p=1.0 if chat.top_p is None else chat.top_p,
             seed=secrets.randbits(63) if chat.seed is None else chat.seed,
-            stop_ids=self._stop_ids,
+            stop_ids=() if chat.ignore_eos else self._stop_ids,
         )

@@ -96,6 +96,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
     n: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    ignore_eos: bool | None = None  # as vLLM and SGLang have it: the answer goes on to its limit, for measurements
 
     @property
     def token_limit(self) -> int | None:
