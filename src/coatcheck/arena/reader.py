@@ -22,6 +22,11 @@ class ArenaReader:
         self._address = address
         self._nonces = self._memory.view[: address.first].cast("Q")
 
+    @property
+    def mapping(self) -> memoryview:
+        """All of the segment, read-only, the table of nonces included; to be registered with a device."""
+        return self._memory.view
+
     def view(self, handle: Handle) -> memoryview:
         """The payload's bytes, read-only. Raises HandleInvalid, nothing read, or HandleStale."""
         if any(edge < 0 for edge in handle.shape):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -46,6 +47,12 @@ class House:
         deadline = time.monotonic() + 10
         while self.back != [*names]:
             assert time.monotonic() < deadline, self.back
+            time.sleep(0.005)
+
+    def until(self, done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 10
+        while not done():
+            assert time.monotonic() < deadline
             time.sleep(0.005)
 
     def stays(self) -> None:
@@ -153,4 +160,50 @@ def test_the_last_reference_may_go_on_any_thread_and_in_a_cycle(house: House) ->
     house.stays()
     del cycle
     gc.collect()
+    house.until_back("r")
+
+
+def fenced(house: House, fence: Any) -> None:
+    """From now on, in place of none."""
+    house.leases._fence = fence
+
+
+def test_what_a_device_may_still_read_is_given_back_when_it_has(house: House) -> None:
+    passed: list[threading.Event] = []
+
+    def fence() -> Any:
+        passed.append(threading.Event())
+        return passed[-1].is_set
+
+    fenced(house, fence)
+    held = house.tensors(house.ticket("first", torch.ones(4)))
+    time.sleep(0.05)
+    assert not passed, "a fence is put up behind what is over, not before"
+    del held
+    house.until(lambda: len(passed) == 1)
+    house.stays()
+    house.tensors(house.ticket("second", torch.ones(5)))
+    house.until(lambda: len(passed) == 2)
+    passed[1].set()
+    house.stays()
+    passed[0].set()
+    house.until_back("first", "second")
+
+
+def test_nothing_is_given_back_without_its_fence(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("coatcheck.integrations.sglang.leases.RETRY_S", 0.05)
+    works = threading.Event()
+
+    def fence() -> Any:
+        if not works.is_set():
+            raise RuntimeError("the stream is being captured")
+        return lambda: True
+
+    fenced(house, fence)
+    house.tensors(house.ticket("r", torch.ones(4)))
+    house.until(lambda: "no fence could be put up" in caplog.text)
+    house.stays()
+    works.set()
     house.until_back("r")

@@ -70,9 +70,10 @@ def ranks(fresh: Callable[[str], Any]) -> Any:
     ],
 )
 def test_the_class_that_runs_decides_and_only_on_a_cpu(
-    model: str, module: str, device: str, joins: bool, ranks: Any
+    model: str, module: str, device: str, joins: bool, ranks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not the architecture that the checkpoint names, which is always one that is served."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     given = scheduler(model, module, device)
     if joins:
         assert ranks.join(given).pid == os.getpid()

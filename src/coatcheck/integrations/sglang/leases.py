@@ -7,9 +7,8 @@ Invariants (``tests/integrations/sglang``):
 * Each ticket with blocks is given back exactly once, whether its bytes were lent or could not be.
 * Ending a loan runs inside somebody else's deallocation, often on a scheduler's thread: it only appends to a deque, and
   wakes nobody, which would cost more than all the rest. While anything is lent, a thread looks every 10 ms.
-* A copy to a GPU out of lent bytes is over when the call returns, because the mapping is pageable and not registered
-  with CUDA: the driver has staged the bytes by then. If the mapping were registered, a loan would have to end with an
-  event of the copy's stream, or a block would be another's while the GPU reads it.
+* A copy to a GPU out of lent bytes may outlast them, if the mapping is registered with CUDA. So what is over is given
+  back when its fence has passed, which is put up after it was over (:mod:`coatcheck.integrations.sglang.registered`).
 """
 
 from __future__ import annotations
@@ -27,11 +26,13 @@ import numpy as np
 from coatcheck.arena import ArenaReader
 from coatcheck.errors import ArenaError
 from coatcheck.integrations.sglang.records import Ticket
+from coatcheck.integrations.sglang.registered import Fence
 from coatcheck.process import set_name
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.01  # between looks for what is over
+RETRY_S = 1.0  # between tries to put up a fence
 
 
 class _Loan:
@@ -42,10 +43,16 @@ class _Loan:
 
 
 class Leases:
-    """Lends what lies in the arena. ``send`` is called on a thread of its own, with each ticket's request, once."""
+    """Lends what lies in the arena. ``send`` is called on a thread of its own, with each ticket's request, once.
 
-    def __init__(self, reader: ArenaReader, send: Callable[[str], None]) -> None:
+    ``fence`` is called on that thread, too; None: nothing reads a loan's bytes once it is over.
+    """
+
+    def __init__(self, reader: ArenaReader, send: Callable[[str], None], fence: Fence | None = None) -> None:
         self._reader, self._send = reader, send
+        self._fence: Fence = fence or (lambda: lambda: True)
+        self._unfenced = list[Ticket]()  # over, and no fence behind them yet
+        self._fenced: deque[tuple[Callable[[], bool], list[Ticket]]] = deque()  # in the order of their fences
         self._lent: dict[int, tuple[weakref.ref[Any], _Loan]] = {}  # by the reference's id, which is kept alive here
         self._over: deque[weakref.ref[Any] | _Loan] = deque()
         self._some = threading.Event()  # lent or over
@@ -91,21 +98,39 @@ class Leases:
             time.sleep(LOOK_S)
             self._some.clear()
             self._look()
-            if self._lent:
+            if self._lent or self._fenced or self._unfenced:
                 self._some.set()
         self._look()
 
     def _look(self) -> None:
+        self._unfenced += self._ended()
+        if self._unfenced:
+            try:
+                self._fenced.append((self._fence(), self._unfenced))
+            except Exception:  # of the device's: nothing is given back without a fence
+                log.exception("no fence could be put up behind what is over; it is tried again")
+                time.sleep(RETRY_S)
+            else:
+                self._unfenced = []
+        while self._fenced and self._fenced[0][0]():
+            for ticket in self._fenced.popleft()[1]:
+                self._return(ticket)
+
+    def _ended(self) -> list[Ticket]:
+        """Tickets of which the last loan is over."""
+        ended = []
         while self._over:
             over = self._over.popleft()
             loan = over if isinstance(over, _Loan) else self._lent.pop(id(over))[1]
             loan.left -= 1
-            if loan.left > 0:
-                continue
-            ticket = loan.ticket
-            try:
-                for handle in ticket.handles:
-                    self._reader.check(handle)
-            except ArenaError:
-                log.error("a block of request %s was another's before this rank gave it back", ticket.request)
-            self._send(ticket.request)
+            if loan.left == 0:
+                ended.append(loan.ticket)
+        return ended
+
+    def _return(self, ticket: Ticket) -> None:
+        try:
+            for handle in ticket.handles:
+                self._reader.check(handle)
+        except ArenaError:
+            log.error("a block of request %s was another's before this rank gave it back", ticket.request)
+        self._send(ticket.request)

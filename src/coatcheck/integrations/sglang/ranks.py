@@ -16,6 +16,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import torch
 import zmq
 from sglang.srt.managers.io_struct import (
     BatchTokenizedEmbeddingReqInput,
@@ -34,6 +35,7 @@ from coatcheck.integrations.sglang.leases import Leases
 from coatcheck.integrations.sglang.metrics import rank_metrics
 from coatcheck.integrations.sglang.prepare import InputsRefused, Preparer
 from coatcheck.integrations.sglang.records import Answer, Attached, Claim, Failed, Hello, Probe, Ticket, to_ranks
+from coatcheck.integrations.sglang.registered import register
 from coatcheck.integrations.sglang.rollcall import Facts
 from coatcheck.integrations.sglang.sizing import token_bytes
 from coatcheck.integrations.sglang.support import metrics_wanted
@@ -114,6 +116,8 @@ class RankSide:
         self._rank: int = get_parallel().tp_rank
         self._metrics = rank_metrics(metrics_wanted(), self._rank)
         self._modalities: bool = scheduler.model_config.requires_mm_token_modalities
+        self._scheduler = scheduler  # whose streams upload
+        self._device = torch.cuda.current_device() if scheduler.device == "cuda" else None
         self._padded = model.__name__ in PADDED and model.__module__.startswith(_MODELS)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.linger = 0  # so that a rank can end
@@ -181,7 +185,8 @@ class RankSide:
         try:
             reader = ArenaReader(ArenaAddress.from_json(hello.arena))
             returns = self._push(hello.reports)  # another thread's
-            self._leases = Leases(reader, lambda request: returns.send(encode(Returned(request, self._rank))))
+            fence = None if self._device is None else register(reader.mapping, self._scheduler, self._device)
+            self._leases = Leases(reader, lambda request: returns.send(encode(Returned(request, self._rank))), fence)
         except Exception as error:
             log.exception("rank %d could not map the arena", self._rank)
             problem = f"{type(error).__name__}: {error}"
