@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from coatcheck.bench.config import BenchConfig
 from coatcheck.bench.files import check_writable, write_json
 from coatcheck.bench.handoff.command import handoff
+from coatcheck.bench.serve.command import serve
 from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
 from coatcheck.errors import ConfigError
 from coatcheck.options import (
@@ -39,6 +40,7 @@ app = typer.Typer(no_args_is_help=True, help="Measurements, as table, JSON and H
 
 
 app.command()(handoff)
+app.command()(serve)
 
 
 @app.callback()

@@ -57,10 +57,10 @@ def stall(report: Report) -> Figure:
     for at, run in enumerate(report.runs):
         for offset, (_, colour, ranks) in zip((-0.19, 0.19), roles, strict=False):
             values = [max(ms, LEAST_MS) for sample in _succeeded(run) for ms in sample.stall_ms[ranks]]
-            _box(axes, at + (offset if run.tp > 1 else 0), values, 0.3, colour)
-    _plain_log_ticks(axes)
+            box(axes, at + (offset if run.tp > 1 else 0), values, 0.3, colour)
+    plain_log_ticks(axes)
     if len(roles) > 1:
-        _legend(figure, [Patch(facecolor=colour, edgecolor=BLACK, label=name) for name, colour, _ in roles])
+        legend(figure, [Patch(facecolor=colour, edgecolor=BLACK, label=name) for name, colour, _ in roles])
     return figure
 
 
@@ -69,7 +69,7 @@ def latency(report: Report) -> Figure:
     """Box plots of each request's time from sent to last token."""
     figure, axes = _rows_of_strategies(report, "Latency per request, sent to last token", "ms")
     for at, run in enumerate(report.runs):
-        _box(axes, at, [sample.latency_ms for sample in _succeeded(run)], 0.5, SKY)
+        box(axes, at, [sample.latency_ms for sample in _succeeded(run)], 0.5, SKY)
     axes.set_xlim(left=0)
     return figure
 
@@ -88,7 +88,7 @@ def throughput(report: Report) -> Figure:
     axes.set_xlim(left=0)
     dot = Line2D([], [], marker="o", color=BLUE, ms=8, lw=1.5, label="median round, smallest to largest")
     each_dot = Line2D([], [], marker="o", color=BLACK, ms=3, lw=0, alpha=0.6, label="each round")
-    _legend(figure, [dot, each_dot])
+    legend(figure, [dot, each_dot])
     return figure
 
 
@@ -105,7 +105,7 @@ def timeline(report: Report) -> Figure:
         _panel(axes, label, run, shown, end)
     panels[-1].set_xlim(0, end)
     panels[-1].set_xlabel("seconds since the round's start")
-    _legend(figure, [Patch(facecolor=colour, label=phase) for phase, colour in PHASES.items()])
+    legend(figure, [Patch(facecolor=colour, label=phase) for phase, colour in PHASES.items()])
     return figure
 
 
@@ -174,7 +174,7 @@ def _rows_of_strategies(report: Report, title: str, unit: str, height: float = 0
     return figure, axes
 
 
-def _box(axes: Axes, at: float, values: list[float], width: float, colour: str) -> None:
+def box(axes: Axes, at: float, values: list[float], width: float, colour: str) -> None:
     """Quartiles, whiskers at the 1st and 99th percentile, dots beyond."""
     if values:
         axes.boxplot(
@@ -195,7 +195,7 @@ def _succeeded(run: Run) -> list[RequestSample]:
     return [sample for r in run.samples for sample in r.requests if sample.error is None]
 
 
-def _plain_log_ticks(axes: Axes) -> None:
+def plain_log_ticks(axes: Axes) -> None:
     """0.1, 1, 10 rather than powers; 1, 2, 5 of each decade where there are few, and even steps within one."""
     low, high = axes.get_xlim()
     even = matplotlib.ticker.MaxNLocator(6, steps=[1, 2, 5, 10])
@@ -205,6 +205,6 @@ def _plain_log_ticks(axes: Axes) -> None:
     axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
 
 
-def _legend(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
+def legend(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
     """Above the axes, beside the title, so that it covers no data."""
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=9)

@@ -83,3 +83,11 @@ def own_pictures(directory: Path) -> list[Path]:
     if not directory.is_dir():
         return []
     return sorted(path for path in directory.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def root_of(url: str) -> str:
+    """``http://host:port`` of that, with ``/v1`` behind it or not. Raises ConfigError."""
+    root = url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
+    if not root.startswith(("http://", "https://")):
+        raise ConfigError(f"--url: {url!r} is no URL such as http://127.0.0.1:8000")
+    return root

@@ -11,7 +11,7 @@ import msgspec
 
 from coatcheck.bench.serve.bodies import PROBE_TOKENS, Bodies, Target, text_body
 from coatcheck.bench.serve.client import API_KEY, Answer, ask, get, message
-from coatcheck.bench.serve.config import Load
+from coatcheck.bench.serve.config import Load, root_of
 from coatcheck.errors import ConfigError
 
 FIND_S = 30.0  # for GET /v1/models and /health
@@ -25,14 +25,6 @@ class _Model(msgspec.Struct):
 
 class _Models(msgspec.Struct):
     data: list[_Model]
-
-
-def root_of(url: str) -> str:
-    """``http://host:port`` of that, with ``/v1`` behind it or not. Raises ConfigError."""
-    root = url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
-    if not root.startswith(("http://", "https://")):
-        raise ConfigError(f"--url: {url!r} is no URL such as http://127.0.0.1:8000")
-    return root
 
 
 async def find(http: aiohttp.ClientSession, url: str, load: Load, bodies: Bodies) -> tuple[Target, Answer]:
