@@ -60,7 +60,7 @@ def test_figures_are_the_servers_delays(server: FakeServer) -> None:
     samples = run.samples
     mean = sum(of for of in samples["latency_ms"] if of is not None) / len(samples["latency_ms"]) / 1e3
     assert run.requests_per_s == pytest.approx(3 / mean, rel=0.2)
-    assert run.requests_per_s == len(samples["latency_ms"]) / 2.0
+    assert run.requests_per_s == pytest.approx(len(samples["latency_ms"]) / 2.0, rel=0.3)
     assert run.tokens_received == run.tokens_expected == 5 * len(samples["tokens"])
     assert run.extra["tokens_counted_by"] == "usage" and run.extra["open_at_end"] == 3
     assert run.extra["load_cpu_percent"] > 0 and run.extra["observer_cpu_percent"] > 0
