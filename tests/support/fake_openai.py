@@ -165,5 +165,7 @@ def _json(writer: asyncio.StreamWriter, status: int, value: dict[str, Any]) -> N
 
 
 def _event(writer: asyncio.StreamWriter, value: dict[str, Any]) -> None:
+    if writer.transport.is_closing():
+        raise ConnectionError("the client has left")
     data = b"data: " + json.dumps(value).encode() + b"\n\n"
     writer.write(b"%x\r\n%s\r\n" % (len(data), data))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,8 @@ class Clips:
         self.kind = "video/webm" if video.endswith(".webm") else "video/mp4"
         self._file = b"" if video == MADE else Path(video).read_bytes()
         if not self._file:
-            from coatcheck.bench.clip import RATE, SECONDS, make
-
-            self._groups = RATE * SECONDS // GROUP
-            self._bases = [_Groups(make(seed * BASES + at, GROUP)) for at in range(BASES)]
+            self._bases = _bases(seed)
+            self._groups = len(self._bases[0].groups)
             self._numbers: Iterator[int] = numbers(2 * self._groups, COUNTED)
 
     def next(self) -> bytes:
@@ -76,3 +75,10 @@ class _Groups:
                 if packet.is_keyframe:
                     self.groups.append([])
                 self.groups[-1].append(packet)
+
+
+@cache
+def _bases(seed: int) -> list[_Groups]:
+    from coatcheck.bench.clip import make
+
+    return [_Groups(make(seed * BASES + at, GROUP)) for at in range(BASES)]

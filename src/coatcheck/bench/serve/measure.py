@@ -13,10 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
+import aiohttp
 import msgspec
 
 from coatcheck.bench.serve.bodies import PROBE_TOKENS, Bodies, Target, text_body
-from coatcheck.bench.serve.client import ask, session
+from coatcheck.bench.serve.client import Answer, ask, session
 from coatcheck.bench.serve.config import Load
 from coatcheck.bench.serve.figures import run_of
 from coatcheck.bench.serve.pictures import Pictures
@@ -26,7 +27,7 @@ from coatcheck.bench.serve.target import find
 from coatcheck.errors import CoatcheckError
 from coatcheck.process import PARENT
 
-__all__ = ["Pictures", "Progress", "measure"]
+__all__ = ["Pictures", "Progress", "check", "measure"]
 
 READY_S = 120.0  # for a process's start, with its pictures drawn or its clips encoded
 GRACE_S = 15.0  # after the window: to close connections and to tell
@@ -35,7 +36,7 @@ SETTLE_S = 10.0  # at most, after the window, until a text probe is as fast agai
 SETTLED = (2.0, 0.05)  # as fast: at most so many times, or so many seconds more
 LINE_BYTES = 2**30
 
-_first: Counter[Path] = Counter()  # of one's own pictures, how many this session has used, by directory
+_first: Counter[Path | None] = Counter()  # of one's own pictures, how many this session has used, by directory
 
 
 class Progress(Protocol):
@@ -70,9 +71,8 @@ async def measure(
     """
     said = progress or _Silent()
     said.phase(f"{contender}: asking what it serves", 0.0)
-    first = _first[load.directory] if load.directory is not None else 0
     async with session() as http:
-        target, answer = await find(http, url, load, await asyncio.to_thread(Bodies, load, first))
+        target, answer = await _find(http, url, load)
         notes = []
         if answer.tokens < load.output_tokens:
             notes.append(f"an answer of {answer.tokens} tokens where {load.output_tokens} were asked for")
@@ -80,13 +80,10 @@ async def measure(
             notes.append("the server refuses ignore_eos")
         if not target.health and load.health_s:
             notes.append("the server has no GET /health")
-        loaded, observed = await _window(target, load, first, contender, said)
-        if load.directory is not None:
-            _first[load.directory] += loaded.pictures
-            if loaded.repeated:
-                notes.append(
-                    f"{loaded.repeated} of {loaded.pictures} pictures came again: {load.directory} has no more"
-                )
+        loaded, observed = await _window(target, load, contender, said)
+        _first[load.directory] += loaded.pictures
+        if loaded.repeated:
+            notes.append(f"{loaded.repeated} of {loaded.pictures} pictures or videos had been sent before")
         said.phase(f"{contender}: waiting until it is quiet", SETTLE_S)
         settled_s = await _settle(http, target)
     extra: dict[str, Any] = {
@@ -99,9 +96,23 @@ async def measure(
     return run_of(load, loaded, observed, contender=contender, round=round, tp=tp, extra=extra)
 
 
-async def _window(target: Target, load: Load, first: int, contender: str, said: Progress) -> tuple[Seen, Seen]:
+async def check(url: str, load: Load) -> None:
+    """Raises ConfigError where the server cannot be reached, lacks the model or refuses the load: by one request."""
+    async with session() as http:
+        await _find(http, url, load)
+
+
+async def _find(http: aiohttp.ClientSession, url: str, load: Load) -> tuple[Target, Answer]:
+    bodies = await asyncio.to_thread(Bodies, load, _first[load.directory])
+    try:
+        return await find(http, url, load, bodies)
+    finally:
+        _first[load.directory] += bodies.taken
+
+
+async def _window(target: Target, load: Load, contender: str, said: Progress) -> tuple[Seen, Seen]:
     said.phase(f"{contender}: making pictures", 0.0)
-    jobs = [Job(role, target, load.as_json(), first) for role in ("load", "observe")]
+    jobs = [Job(role, target, load.as_json(), _first[load.directory]) for role in ("load", "observe")]
     async with _Worker(jobs[0]) as loader, _Worker(jobs[1]) as observer:
         await asyncio.gather(loader.ready(), observer.ready())
         start = time.monotonic() + LEAD_S
@@ -119,7 +130,7 @@ async def _window(target: Target, load: Load, first: int, contender: str, said: 
         raise first_failure
 
 
-async def _settle(http: Any, target: Target) -> float | None:
+async def _settle(http: aiohttp.ClientSession, target: Target) -> float | None:
     """Seconds until two probes in turn were as fast as before the load; None: not within SETTLE_S."""
     limit = max(target.idle_s * SETTLED[0], target.idle_s + SETTLED[1])
     began, quick = time.monotonic(), 0

@@ -15,7 +15,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -92,9 +92,7 @@ class Pictures:
         self._first = first
         self._own = [_own(path) for path in own_pictures(directory)] if directory is not None else []
         if not self._own:
-            rng = np.random.default_rng((load_seed, *size))
-            kind = _Jpeg if image_format == "jpeg" else _Png
-            self._bases: list[_Base] = [kind(_photograph(rng, size)) for _ in range(BASES)]
+            self._bases = _bases(load_seed, size, image_format)
             self._numbers = numbers(BITS, COUNTED)
 
     def next(self) -> Encoded:
@@ -116,6 +114,13 @@ def numbers(bits: int, counted: int) -> Iterator[int]:
         drawn = int.from_bytes(os.urandom(16)) % 2 ** (bits - counted)
         for count in range(2**counted):
             yield drawn << counted | count
+
+
+@cache
+def _bases(load_seed: int, size: tuple[int, int], image_format: str) -> list[_Base]:
+    rng = np.random.default_rng((load_seed, *size))
+    kind = _Jpeg if image_format == "jpeg" else _Png
+    return [kind(_photograph(rng, size)) for _ in range(BASES)]
 
 
 def _own(path: Path) -> Encoded:

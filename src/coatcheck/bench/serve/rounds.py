@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 
 from coatcheck.bench.environment import environment
 from coatcheck.bench.rounds import rotated
-from coatcheck.bench.serve.bodies import Bodies
-from coatcheck.bench.serve.client import session
 from coatcheck.bench.serve.config import Load
 from coatcheck.bench.serve.figures import run_of
-from coatcheck.bench.serve.measure import Progress, measure
+from coatcheck.bench.serve.measure import Progress, check, measure
 from coatcheck.bench.serve.records import Seen
 from coatcheck.bench.serve.result import SCHEMA, Report, Run
-from coatcheck.bench.serve.target import find
 from coatcheck.errors import ConfigError
 
 
@@ -26,8 +22,7 @@ async def compare(servers: Mapping[str, str], load: Load, rounds: int, progress:
     before = environment()
     for name, url in servers.items():
         progress.phase(f"{name}: asking what it serves", 0.0)
-        async with session() as http:
-            await find(http, url, load, await asyncio.to_thread(Bodies, load))
+        await check(url, load)
     runs = []
     for number in range(1, rounds + 1):
         for name in rotated(list(servers), number - 1):

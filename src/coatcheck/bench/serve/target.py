@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,8 @@ from coatcheck.bench.serve.config import Load, root_of
 from coatcheck.errors import ConfigError
 
 FIND_S = 30.0  # for GET /v1/models and /health
+ATTEMPTS = 3  # where the server says that it failed: under load some do now and then
+AGAIN_S = 0.5
 IGNORE_EOS = {"ignore_eos": True}
 USAGE = {"stream_options": {"include_usage": True}}
 
@@ -38,7 +41,11 @@ async def find(http: aiohttp.ClientSession, url: str, load: Load, bodies: Bodies
     answer = Answer(0.0, error="not asked")
     for fields in _fields():
         target = Target(root, model, fields, status not in (0, 404, 405), 0.0)
-        answer = await ask(http, root, bodies.next(target), load.timeout_s)
+        for _ in range(ATTEMPTS):
+            answer = await ask(http, root, bodies.next(target), load.timeout_s)
+            if not answer.error.startswith("5"):
+                break
+            await asyncio.sleep(AGAIN_S)
         if not answer.error.startswith(("400:", "422:")):
             break
     if answer.error:
