@@ -138,6 +138,7 @@ class Runner:
         added = counters.difference(before, counters.parse(counters.scrape(server.url)))
         extra: dict[str, Any] = {
             **run.extra,
+            "model": self._settings.model.name,  # the server says its path
             **counters.summary(added),
             "counted_s": round(seconds, 2),  # ramp, window and what followed: counters and CPU time are of all of it
             "cpu_percent": usage.percent(window.contender, seconds),

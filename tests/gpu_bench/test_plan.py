@@ -87,7 +87,7 @@ def test_a_wrong_plan_is_refused(tmp_path: Path, old: str, new: str, message: st
 
 def test_wrong_options_end_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main(["schedule", "--groups", "nobody"]) == 2
-    assert "it has settings, bounds, broadcast" in capsys.readouterr().err
+    assert "it has choices, bounds" in capsys.readouterr().err
     where = ["--out", str(tmp_path), "--state", str(tmp_path)]
     assert command_line.main(["run", *where, "--spy", "nobody"]) == 2
     assert "no contender is called nobody" in capsys.readouterr().err

@@ -23,11 +23,21 @@ def run(loaded: Seen, observed: Seen | None = None) -> Run:
 
 def test_a_request_counts_where_it_ended_in_the_window() -> None:
     made = run(Seen(asked=[one(-3, -1), one(-1, 1, first=0.0), one(2, 4, 3), one(9, 9.5, error="500: x"), one(9, 11)]))
-    assert made.requests_per_s == 0.2
+    assert made.requests_per_s == pytest.approx(0.15)  # half of one's time, and one whole, in ten seconds
     assert made.samples["sent_ms"] == [-1000, 2000] and made.samples["latency_ms"] == [2000, 2000]
     assert made.samples["ttft_ms"] == [1000, 2000]
     assert (made.tokens_expected, made.tokens_received) == (8, 7)
     assert made.errors == {"500: x": 1}
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5, 1.9])
+def test_clients_in_step_are_not_counted_by_the_wave(shift: float) -> None:
+    """Two clients, two seconds a request: one request a second, wherever the window begins."""
+    ends = [shift + 2 * wave for wave in range(6)]
+    asked = [one(end - 2, end) for end in ends if end <= 10 for _ in range(2)]
+    last = max(ended for ended in ends if ended <= 10)
+    made = run(Seen(asked=asked, open_s=[10 - last] * 2 if last < 10 else []))
+    assert made.requests_per_s == pytest.approx(1.0)
 
 
 def test_without_a_sample_there_is_no_figure() -> None:
