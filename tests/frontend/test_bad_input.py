@@ -61,6 +61,7 @@ def test_json_but_no_object(server: RunningServer, body: bytes) -> None:
         ({"temperature": "hot"}, "temperature"),
         ({"max_tokens": "many"}, "max_tokens"),
         ({"stop": [1]}, "stop[0]"),
+        ({"ignore_eos": "yes"}, "ignore_eos"),
     ],
 )
 def test_wrong_types_and_unknown_role(server: RunningServer, change: dict[str, Any], param: str) -> None:
@@ -299,7 +300,6 @@ def test_fields_that_do_not_matter(server: RunningServer) -> None:
         ({"top_p": 0}, "top_p"),
         ({"stop": list("abcde")}, "stop"),
         ({"stop": ""}, "stop"),
-        ({"ignore_eos": "yes"}, "ignore_eos"),
         ({"seed": 2**63}, "seed"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
