@@ -27,7 +27,7 @@ _PLOTS: list[tuple[str, Callable[[Sequence[Server]], Figure], str]] = [
 ]  # fmt: skip
 
 MEANINGS = [
-    ("image requests/s", "each request by the share of its time in the window; always so many are under way as there are clients"),
+    ("image requests/s", "each request by its share in the window; always so many are under way as there are clients"),
     ("latency", "from the first byte sent to the answer's end"),
     ("first text", "from the first byte sent to the first text of the answer (time to first token)"),
     ("text stream, gap", "between two texts of one long text answer that follow each other; what arrives together is "

@@ -25,7 +25,7 @@ class Peak(msgspec.Struct, frozen=True):
 
 
 class Run(msgspec.Struct, frozen=True):
-    """One window on one server. Rates count a request by its share in the window. A block is None where there is no sample.
+    """One window on one server. Rates count a request by its share in the window. A block without a sample is None.
 
     ``samples``: lists of numbers, in milliseconds. Of image requests that were answered in full ``sent_ms`` (since the
     window's start, so that it may be negative), ``latency_ms``, ``ttft_ms`` (None: no text came) and ``tokens``, by
