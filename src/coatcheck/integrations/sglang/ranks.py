@@ -218,7 +218,7 @@ class RankSide:
             if inputs.padded_input_ids is None and self._padded:
                 inputs.padded_input_ids = output.build_padded_input_ids(output.input_ids, inputs.mm_items)
         except Exception as error:
-            raise InputsRefused(f"{type(error).__name__}: {error}") from error
+            raise InputsRefused(type(error).__name__) from error  # the client gets it: what it says stays in the log
         if inputs.padded_input_ids is not None:
             inputs.padded_input_ids = array("q", inputs.padded_input_ids)  # which the scheduler would make of it
         return inputs

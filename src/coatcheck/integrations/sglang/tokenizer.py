@@ -16,7 +16,7 @@ import logging
 import time
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -111,7 +111,7 @@ class Desk:
         self._said: dict[str, float] = {}  # when, by what the line is about
         if self._metrics.on:
             loop = asyncio.get_running_loop()
-            self._showing = [loop.create_task(self._show()), loop.create_task(self._lag())]
+            self._showing = [loop.create_task(_logged(task)) for task in (self._show(), self._lag())]
 
     @property
     def front(self) -> Front | None:
@@ -263,6 +263,14 @@ class Desk:
             due = loop.time() + LAG_S
             await asyncio.sleep(LAG_S)
             self._metrics.lag(max(0.0, loop.time() - due))
+
+
+async def _logged(task: Coroutine[Any, Any, None]) -> None:
+    """What it measures is not worth more than a line if it fails."""
+    try:
+        await task
+    except Exception:
+        log.exception("some of coatcheck's metrics stand still from now on")
 
 
 def _feature_bytes(requests: Sequence[Any]) -> int:
