@@ -6,6 +6,7 @@ That the real one looks like this is what ``make test-sglang`` and the doctor ar
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import sys
 from enum import Enum
 from types import ModuleType, SimpleNamespace
@@ -13,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from coatcheck.integrations.sglang.support import BROADCAST, LIMITS, METRICS, UNNAMED
+from coatcheck.integrations.sglang.support import BROADCAST, CAPTURES, LIMITS, METRICS, UNNAMED
 from tests.support import sglang_hooks
 
 
@@ -68,9 +69,15 @@ def modules() -> dict[str, ModuleType]:
 
     Modality.__module__, Modality.__qualname__ = "sglang.srt.multimodal.modality", "Modality"
 
-    def set_identity(self: Any, identity: bytes) -> None:
-        self.identity = identity
-        self.hash = self.pad_value = int.from_bytes(identity[:8], "big")
+    def set_hash(self: Any, hash_value: int) -> None:
+        self.hash = self.pad_value = hash_value
+
+    def set_pad_value(self: Any) -> None:
+        if self.pad_value is None:
+            value = self.feature if self.feature is not None else self.precomputed_embeddings
+            tensors = value if isinstance(value, list) else [value]
+            digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).digest()
+            self.set_hash(int.from_bytes(digest[:7], "big"))
 
     def build_padded_input_ids(input_ids: list[int] | None, mm_items: list[Any]) -> list[int] | None:
         return input_ids and [*input_ids, *(item.pad_value or 0 for item in mm_items)]
@@ -93,7 +100,7 @@ def modules() -> dict[str, ModuleType]:
     for name, value in arguments.items():
         setattr(ServerArgs, name, value)
     values = {limit.setting: limit.served[0] for limit in LIMITS if limit.variable}
-    values[UNNAMED] = False
+    values[UNNAMED] = values[CAPTURES] = False
     envs = SimpleNamespace(**{name: SimpleNamespace(get=lambda value=value: value) for name, value in values.items()})
 
     def get_server_args() -> ServerArgs:
@@ -132,7 +139,9 @@ def modules() -> dict[str, ModuleType]:
         },
         "sglang.srt.managers.schedule_batch": {
             "MultimodalInputs": MultimodalInputs,
-            "MultimodalDataItem": record("MultimodalDataItem", item_fields, set_identity=set_identity),
+            "MultimodalDataItem": record(
+                "MultimodalDataItem", item_fields, set_hash=set_hash, set_pad_value=set_pad_value
+            ),
             "MultimodalProcessorOutput": record(
                 "MultimodalProcessorOutput", output_fields, build_padded_input_ids=staticmethod(build_padded_input_ids)
             ),

@@ -14,9 +14,19 @@ from blake3 import blake3
 
 from coatcheck.arena import ArenaAddress, ArenaReader
 from coatcheck.integrations.sglang import codec
-from coatcheck.integrations.sglang.codec import Digests, pack, unpack
+from coatcheck.integrations.sglang.codec import pack, unpack
 from coatcheck.integrations.sglang.front import RankAddress
-from coatcheck.integrations.sglang.records import Answer, Attached, Failed, Hello, Probe, Ticket, Withdrawn, to_ranks
+from coatcheck.integrations.sglang.records import (
+    Answer,
+    Attached,
+    Failed,
+    Goodbye,
+    Hello,
+    Probe,
+    Ticket,
+    Withdrawn,
+    to_ranks,
+)
 from coatcheck.messages import Ready, Record, Returned
 from coatcheck.private_socket import PrivateEndpoint
 from coatcheck.wire import encode
@@ -41,7 +51,11 @@ class Package:
         self._note = note
         self.packed = 0
 
-    def body(self, digests: Digests) -> bytes:
+    def check(self) -> None:
+        """As the body."""
+        self.body()
+
+    def body(self) -> bytes:
         """See :class:`coatcheck.integrations.sglang.front.Parcel`."""
         self.packed += 1
         return pack([*self.blocks, self._note], self.blocks, self.blocks)
@@ -75,6 +89,7 @@ class Peer:
         self._out: zmq.Socket[bytes] | None = None
         self._lock = threading.Lock()  # around it
         self._reader: ArenaReader | None = None
+        self.dismissed = set[int]()  # ranks that have heard the last
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
@@ -90,7 +105,7 @@ class Peer:
                 if answer is not None:
                     self.say(answer)
 
-    def _take(self, record: Hello | Ticket | Withdrawn | Probe, rank: int) -> Record | None:
+    def _take(self, record: Hello | Ticket | Withdrawn | Probe | Goodbye, rank: int) -> Record | None:
         if isinstance(record, Hello):
             with self._lock:
                 if self._out is None:
@@ -98,6 +113,9 @@ class Peer:
                     self._out = self._context.socket(zmq.PUSH)
                     self._out.connect(record.reports)
             return self.attach(rank)
+        if isinstance(record, Goodbye):
+            self.dismissed.add(rank)
+            return None
         if isinstance(record, Probe):
             self.probed[rank].append((time.monotonic(), record.number))
             return self.answers(record, rank)

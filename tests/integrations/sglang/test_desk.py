@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from coatcheck.arena import ArenaReader
-from coatcheck.integrations.sglang.codec import LARGE, MOST_BODY, Digests, unpack
+from coatcheck.integrations.sglang.codec import LARGE, MOST_BODY, Digests, Remembered, unpack
 from coatcheck.integrations.sglang.metrics import NoFrontMetrics
 from coatcheck.integrations.sglang.records import Claim, Failed, Ticket, Withdrawn
 from coatcheck.integrations.sglang.rollcall import Facts
@@ -199,10 +199,21 @@ def test_copies_of_one_request_are_hashed_once(world: World, monkeypatch: pytest
     assert world.front.statistics().reservations == 1
 
 
+def test_a_picture_has_the_name_that_sglang_s_own_way_gives_it(world: World) -> None:
+    """So that SGLang's caches know it again, whichever way it goes next time."""
+    tensor = torch.rand(LARGE // 4)
+    theirs = item(tensor)
+    theirs.set_pad_value()
+    world.run(request("r", inputs(item(tensor))), request("again", inputs(item(tensor.clone()))))
+    for ticket in world.peer.tickets():
+        (made,) = world.read(ticket).mm_items
+        assert (made.hash, made.pad_value) == (theirs.hash, theirs.pad_value)
+
+
 def test_a_name_that_sglang_gave_stays(world: World) -> None:
     world.run(request("r", inputs(item(feature(), hash=5, pad_value=7))))
     (made,) = world.read(world.peer.tickets()[0]).mm_items
-    assert (made.hash, made.pad_value, made.identity) == (5, 7, None)
+    assert (made.hash, made.pad_value) == (5, 7)
 
 
 @pytest.mark.parametrize("skip", [True, False])
@@ -211,9 +222,11 @@ def test_who_wants_no_names_by_content_gets_none(skip: bool, world: World, fake_
     fake_sglang.setattr(flag, "get", lambda: skip)
     world.run(request("r", inputs(item(feature()))))
     (made,) = world.read(world.peer.tickets()[0]).mm_items
-    assert (made.hash is None, made.pad_value is None, made.identity is None) == (skip, skip, skip)
+    assert (made.hash is None, made.pad_value is None) == (skip, skip)
     assert world.ways() == {"carried": 1}
-    parcel = world.tokenizer.Parcel(inputs(item(feature()), item(feature(), hash=1), item(feature(), pad_value=1)))
+    parcel = world.tokenizer.Parcel(
+        inputs(item(feature()), item(feature(), hash=1), item(feature(), pad_value=1)), Remembered[int]()
+    )
     assert parcel.unhashed == (0 if skip else LARGE)
 
 

@@ -18,7 +18,7 @@ import torch
 from coatcheck.errors import ArenaFull, PayloadTooLarge
 from coatcheck.integrations.sglang import front as module
 from coatcheck.integrations.sglang.breaker import FAILURES
-from coatcheck.integrations.sglang.codec import LARGE, Digests, Unpackable
+from coatcheck.integrations.sglang.codec import LARGE, Unpackable
 from coatcheck.integrations.sglang.front import Front, Refused, Trouble
 from coatcheck.integrations.sglang.pace import Pace
 from coatcheck.integrations.sglang.records import Answer, Attached, Failed, Ticket, Withdrawn
@@ -513,9 +513,9 @@ def test_the_loop_runs_while_a_payload_is_packed(house: House) -> None:
     may_pack = threading.Event()
 
     class Slow(Package):
-        def body(self, digests: Digests) -> bytes:
+        def body(self) -> bytes:
             assert may_pack.wait(10)
-            return super().body(digests)
+            return super().body()
 
     async def beat() -> None:
         checking = asyncio.create_task(house.front.check_in(Slow(picture())))

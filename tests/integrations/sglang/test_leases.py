@@ -207,3 +207,25 @@ def test_nothing_is_given_back_without_its_fence(
     house.stays()
     works.set()
     house.until_back("r")
+
+
+def test_a_fence_that_cannot_be_looked_at_has_not_passed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coatcheck.integrations.sglang.leases.RETRY_S", 0.02)
+    looks: list[int] = []
+
+    def fence() -> Any:
+        number = len(looks)
+
+        def passed() -> bool:
+            looks.append(number)
+            if len(looks) < 3:
+                raise RuntimeError("not permitted when a stream is capturing")
+            return True
+
+        return passed
+
+    fenced(house, fence)
+    for name in ("first", "second", "third"):
+        house.tensors(house.ticket(name, torch.ones(4)))
+    house.until(lambda: sorted(house.back) == ["first", "second", "third"])
+    assert len(looks) >= 3

@@ -156,9 +156,10 @@ def test_the_size_that_was_chosen_is_said(caplog: pytest.LogCaptureFixture) -> N
 def test_if_a_rank_cannot_map_it_nothing_is_left_and_the_reason_is_said(
     left: Left, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with opened(attach=lambda rank: Attached(rank, "ConfigError: no" if rank else "")) as (opening, _):
+    with opened(attach=lambda rank: Attached(rank, "ConfigError: no" if rank else "")) as (opening, peer):
         assert opening.ready is None
         until(left.nothing, 2)
+        until(lambda: peer.dismissed == {0, 1}, 2)  # one of them has mapped it
     (said,) = warnings(caplog)
     assert said.startswith("coatcheck stands aside, and SGLang works as without it: rank 1: ConfigError: no")
 

@@ -419,12 +419,22 @@ def test_who_stood_aside_for_one_server_does_so_for_the_next(
     load: Callable[[], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     load()
-    call(dict(READY))
     call({"status": "ready"})
     assert results() == PLAIN
     call(dict(READY))
     assert results() == PLAIN
     assert len(warnings(caplog)) == 1
+
+
+def test_a_server_that_is_not_served_leaves_an_earlier_one_of_its_process_alone(
+    load: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    load()
+    call(dict(READY))
+    call({"status": "ready"})
+    assert results() == OURS
+    (said,) = warnings(caplog)
+    assert "scheduler 0 did not say that it takes part" in said
 
 
 def test_the_log_says_that_the_broadcast_flag_is_bypassed(

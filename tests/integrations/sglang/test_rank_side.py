@@ -22,10 +22,10 @@ import zmq
 from coatcheck.arena import Arena
 from coatcheck.errors import ConfigError
 from coatcheck.integrations.sglang import codec, prepare
-from coatcheck.integrations.sglang.codec import LARGE, Digests
+from coatcheck.integrations.sglang.codec import LARGE
 from coatcheck.integrations.sglang.front import Front, RankAddress, Refused, Trouble
 from coatcheck.integrations.sglang.pace import Pace
-from coatcheck.integrations.sglang.records import Answer, Attached, Claim, Hello, Probe, Ticket, from_ranks
+from coatcheck.integrations.sglang.records import Answer, Attached, Claim, Goodbye, Hello, Probe, Ticket, from_ranks
 from coatcheck.private_socket import PrivateEndpoint
 from coatcheck.wire import encode
 from tests.support.sglang_peer import Package, until
@@ -145,6 +145,24 @@ def test_a_rank_answers_probes_in_their_turn(line: Line) -> None:
             assert line.hear() == Answer(number, 0)
 
 
+def mappings() -> int:
+    """Of arenas, in this process."""
+    return Path("/proc/self/maps").read_text().count("coatcheck-arena")
+
+
+def test_a_rank_that_is_dismissed_lets_go_of_the_arena(line: Line) -> None:
+    with Arena(1 << 20) as arena:
+        before = mappings()
+        line.tell(Hello(arena.address.to_json(), line.endpoint.address))
+        assert line.hear() == Attached(0)
+        assert mappings() == before + 1
+        line.tell(Goodbye())
+        deadline = time.monotonic() + 5
+        while mappings() > before:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
 # ---------------------------------------------------------------------- with a front
 
 
@@ -168,7 +186,7 @@ class Team:
         made = self.inputs(*features)
 
         class Whole(Package):
-            def body(self, digests: Digests) -> bytes:
+            def body(self) -> bytes:
                 return codec.pack(made, self.blocks, self.blocks)
 
         return asyncio.run(self.front.check_in(Whole(*features)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +13,10 @@ import pytest
 import torch
 
 from coatcheck.arena import Arena, ArenaReader
+from coatcheck.integrations.sglang import registered
 from coatcheck.integrations.sglang.leases import Leases
 from coatcheck.integrations.sglang.records import Ticket
-from coatcheck.integrations.sglang.registered import register
+from coatcheck.integrations.sglang.registered import Registered, relax
 from coatcheck.messages import Handle
 from coatcheck.views import tensor_view
 
@@ -21,40 +24,63 @@ NBYTES = 64 << 20
 BUSY = 400  # products of 8192 x 8192 matrices: some 300 ms on an H100
 
 
-def test_a_mapping_that_cuda_refuses_needs_no_fence(monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = SimpleNamespace(cudaHostRegister=lambda address, nbytes, flags: 801)
+class Stream:
+    def __init__(self) -> None:
+        self.passed = False
+
+    def record_event(self) -> Any:
+        return SimpleNamespace(query=lambda: self.passed)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """CUDA's runtime, as far as it is called: what was asked of it, and what it answers."""
+    made = SimpleNamespace(registered=[], released=[], relaxed=[], error=0, capture_error=0, default=Stream())
+
+    def register(address: int, nbytes: int, flags: int) -> int:
+        made.registered.append((nbytes, flags))
+        return int(made.error)
+
+    def exchange(mode: Any) -> int:
+        made.relaxed.append(ctypes.cast(mode, ctypes.POINTER(ctypes.c_int)).contents.value)
+        return int(made.capture_error)
+
+    runtime = SimpleNamespace(cudaHostRegister=register, cudaHostUnregister=made.released.append)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
-    assert register(memoryview(bytes(4096)), SimpleNamespace(), 0) is None
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: made.default)
+    library = SimpleNamespace(cudaThreadExchangeStreamCaptureMode=exchange)
+    monkeypatch.setattr(registered, "_runtime", lambda: library)
+    return made
 
 
-def test_the_whole_mapping_is_registered_read_only_and_fenced_on_every_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, int]] = []
-
-    class Stream:
-        def __init__(self) -> None:
-            self.passed = False
-
-        def record_event(self) -> Any:
-            return SimpleNamespace(query=lambda: self.passed)
-
-    def take(address: int, nbytes: int, flags: int) -> int:
-        asked.append((nbytes, flags))
-        return 0
-
-    default = Stream()
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=take))
-    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: default)
+def test_the_whole_mapping_is_registered_read_only_and_fenced_on_every_stream(cuda: Any) -> None:
     scheduler = SimpleNamespace(forward_stream=Stream(), schedule_stream=Stream())
-    fence = register(memoryview(bytes(8192)), scheduler, 0)
-    assert fence is not None
-    assert asked == [(8192, 8)]
-    passed = fence()
-    for stream in (scheduler.forward_stream, scheduler.schedule_stream, default):
+    made = Registered(memoryview(bytes(8192)), scheduler, 0)
+    assert cuda.registered == [(8192, 8)]
+    assert cuda.relaxed == [2], "its calls would break another thread's capture of a graph"
+    passed = made.fence()
+    for stream in (scheduler.forward_stream, scheduler.schedule_stream, cuda.default):
         assert not passed()
         stream.passed = True
     assert passed()
+    made.release()
+    assert len(cuda.released) == 1
+
+
+@pytest.mark.parametrize("what", ["error", "capture_error"])
+def test_what_cuda_refuses_is_an_error(what: str, cuda: Any) -> None:
+    setattr(cuda, what, 801)
+    with pytest.raises(RuntimeError, match="801"):
+        Registered(memoryview(bytes(4096)), SimpleNamespace(), 0)
+    assert cuda.registered == ([(4096, 8)] if what == "error" else [])
+
+
+def test_without_a_runtime_that_can_be_asked_nothing_is_registered(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registered, "_runtime", lambda: SimpleNamespace())
+    with pytest.raises(RuntimeError, match="cannot be asked"):
+        Registered(memoryview(bytes(4096)), SimpleNamespace(), 0)
+    assert cuda.registered == []
 
 
 @pytest.mark.gpu
@@ -69,9 +95,8 @@ def test_on_a_gpu_a_block_is_given_back_when_its_copy_has_ended() -> None:
         values = np.random.default_rng(0).integers(0, 256, NBYTES, dtype=np.uint8)
         block = arena.put("r", values.data)
         reader = ArenaReader(arena.address)
-        fence = register(reader.mapping, streams, 0)
-        assert fence is not None, "an H100 registers a read-only mapping"
-        leases = Leases(reader, lambda request: back.append(time.monotonic()), fence)
+        made = Registered(reader.mapping, streams, 0)
+        leases = Leases(reader, lambda request: back.append(time.monotonic()), made.fence, relax)
         matrix = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
         torch.mm(matrix, matrix)
         torch.cuda.synchronize()
@@ -97,6 +122,22 @@ def test_on_a_gpu_a_block_is_given_back_when_its_copy_has_ended() -> None:
         assert torch.equal(copy.cpu(), torch.from_numpy(values))
         assert issued < 0.005, f"the copy was not asynchronous: {issued * 1e3:.1f} ms"
         print(f"issued in {issued * 1e6:.0f} us")
+        graph, static = cuda.CUDAGraph(), torch.zeros(4, device=device)
+        with cuda.graph(graph):  # calls of other threads, unless they are relaxed, would break it
+            static += 1
+            passed: list[bool] = []
+
+            def fence() -> None:
+                relax()
+                passed.append(made.fence()())
+
+            thread = threading.Thread(target=fence)
+            thread.start()
+            thread.join(10)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert passed and static.tolist() == [1.0] * 4
         assert leases.close(10)
         del copy
+        made.release()
         reader.close()

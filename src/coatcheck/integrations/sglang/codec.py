@@ -16,7 +16,7 @@ import pickle
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ ALLOWED = frozenset(
         ("array", "array"),
         ("array", "_array_reconstructor"),
         ("numpy", "dtype"),
+        ("numpy", "ndarray"),
+        ("numpy._core.multiarray", "_reconstruct"),
         ("numpy._core.numeric", "_frombuffer"),
         ("numpy._core.multiarray", "scalar"),
     }
@@ -50,6 +52,7 @@ ALLOWED = frozenset(
 
 
 Row = NDArray[np.uint8]  # (bytes,)
+V = TypeVar("V")
 
 
 class Unpackable(Exception):
@@ -89,21 +92,36 @@ def flat(tensor: torch.Tensor) -> Row:
     return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
 
 
-class Digests:
-    """Digests of tensors' types, shapes and values, 32 bytes each, kept as long as the tensor is there and unchanged.
-
-    Safe to use from several threads.
-    """
+class Remembered(Generic[V]):
+    """A value for a tensor, as long as the tensor is there and unchanged. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[weakref.ref[torch.Tensor], int, bytes]] = {}  # by id: tensor, its version
+        self._known: dict[int, tuple[weakref.ref[torch.Tensor], int, V]] = {}  # by id: tensor, its version
 
-    def known(self, tensor: torch.Tensor) -> bytes | None:
+    def known(self, tensor: torch.Tensor) -> V | None:
         """Without looking at a byte."""
         found = self._known.get(id(tensor))  # of inference tensors none: torch does not count their changes
         if found is None or found[0]() is not tensor or found[1] != tensor._version:
             return None
         return found[2]
+
+    def keep(self, tensor: torch.Tensor, value: V) -> None:
+        """Of a small tensor, or one of inference mode, nothing is kept."""
+        if tensor.nbytes >= LARGE and not tensor.is_inference():
+            key = id(tensor)
+            gone = weakref.ref(tensor, lambda _: self._known.pop(key, None))
+            self._known[key] = gone, tensor._version, value
+
+
+class Digests:
+    """Digests of tensors' types, shapes and values, 32 bytes each. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._kept = Remembered[bytes]()
+
+    def known(self, tensor: torch.Tensor) -> bytes | None:
+        """Without looking at a byte."""
+        return self._kept.known(tensor)
 
     def of(self, tensor: torch.Tensor, row: Row | None = None) -> bytes:
         """``row``: its bytes, where they have been laid flat already."""
@@ -111,10 +129,7 @@ class Digests:
         if digest is None:
             head = f"{tensor.dtype}{tuple(tensor.shape)} ".encode()
             digest = blake3(head).update((flat(tensor) if row is None else row).data).digest()
-            if tensor.nbytes >= LARGE and not tensor.is_inference():
-                key = id(tensor)
-                gone = weakref.ref(tensor, lambda _: self._known.pop(key, None))
-                self._known[key] = gone, tensor._version, digest
+            self._kept.keep(tensor, digest)
         return digest
 
 
@@ -149,7 +164,11 @@ class _Pickler(pickle.Pickler):
             name = getattr(one, "__module__", None), getattr(one, "__qualname__", None)
             if one not in _OURS and name not in ALLOWED:
                 raise Unpackable(f"{name[0]}.{name[1]}")
-        return NotImplemented
+            return NotImplemented
+        reduced = one.__reduce_ex__(5)
+        if isinstance(reduced, str):  # a name, which is pickled without being asked for here: torch.float32, say
+            raise Unpackable(f"{type(one).__name__} {reduced}")
+        return reduced
 
 
 def _dtype(tensor: torch.Tensor) -> str:

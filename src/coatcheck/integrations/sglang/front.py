@@ -15,6 +15,7 @@ Invariants (``tests/integrations/sglang``), beside those of :mod:`coatcheck.inte
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import threading
@@ -40,6 +41,7 @@ from coatcheck.integrations.sglang.records import (
     Answer,
     Attached,
     Failed,
+    Goodbye,
     Hello,
     Probe,
     Ticket,
@@ -55,8 +57,10 @@ log = logging.getLogger(__name__)
 
 WRITERS = 2  # threads that hash and copy: as many as SGLang 0.5.23 has for its hashes
 READY_TIMEOUT_S = 5.0  # of a rank's report: preparing takes a millisecond, beside whatever its scheduler does
+GOODBYE_MS = 500  # at most, until the last that ranks are told is on its way
 LOOK_S = 0.5  # between looks for what is overdue, at least
 
+WAITS = 1000  # that are kept, if nobody reads them
 _WAITED_S = 0.001  # below it a request did not wait for room, but for its turn on the event loop
 _OPEN = "coatcheck carries nothing for now, and requests take SGLang's own way, until every rank answers"
 
@@ -90,7 +94,11 @@ class Parcel(Protocol):
         """Bytes that every rank would hash, by SGLang's own way."""
         ...
 
-    def body(self, digests: Digests) -> bytes:
+    def check(self) -> None:
+        """Raises Unpackable if ``body`` would. On a thread, before anything is hashed or copied."""
+        ...
+
+    def body(self) -> bytes:
         """All the rest, packed. On a thread. Raises Unpackable."""
         ...
 
@@ -101,7 +109,7 @@ class Front:
     def __init__(self, size: int, ranks: Sequence[RankAddress], pace: Pace) -> None:
         """``size``: bytes of the arena, faulted in here, which takes about a second a GiB. Raises ConfigError."""
         self.pace = pace
-        self.waits = deque[float]()  # seconds that requests waited for room, of those that waited; who reads, removes
+        self.waits = deque[float](maxlen=WAITS)  # seconds, of requests that waited for room; who reads, removes
         self._ranks = len(ranks)
         self._arena = Arena(size)
         self.digests = Digests()
@@ -119,15 +127,21 @@ class Front:
         self._writers = ThreadPoolExecutor(WRITERS, "coatcheck-writer")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.linger = 0
-        self._reports = self._context.socket(zmq.PULL)
-        self._reports.rcvhwm = 0  # what ranks report is small, and is not lost
-        self._endpoint = PrivateEndpoint(self._reports)
-        self._processes = Processes(rank.pid for rank in ranks)
-        self._tickets = [self._connect(rank.tickets) for rank in ranks]
-        with self._lock:
-            self._tell(Hello(self._arena.address.to_json(), self._endpoint.address))
-        self._thread = threading.Thread(target=self._hear, name="coatcheck-reports", daemon=True)
-        self._thread.start()
+        with contextlib.ExitStack() as undo:  # what has been taken, if something is not to be had: a socket, a thread
+            undo.callback(self._arena.close)
+            undo.callback(self._context.destroy, 0)
+            self._reports = self._context.socket(zmq.PULL)
+            self._reports.rcvhwm = 0  # what ranks report is small, and is not lost
+            self._endpoint = PrivateEndpoint(self._reports)
+            undo.callback(self._endpoint.close)
+            self._processes = Processes(rank.pid for rank in ranks)
+            undo.callback(self._processes.close)
+            self._tickets = [self._connect(rank.tickets) for rank in ranks]
+            with self._lock:
+                self._tell(Hello(self._arena.address.to_json(), self._endpoint.address))
+            self._thread = threading.Thread(target=self._hear, name="coatcheck-reports", daemon=True)
+            self._thread.start()
+            undo.pop_all()
 
     def wait_attached(self, timeout_s: float) -> str:
         """Empty once every rank has mapped the arena; else why not."""
@@ -195,7 +209,7 @@ class Front:
             self._silence.told(request, now)
         try:
             outcome = await asyncio.wrap_future(prepared)
-        except BaseException:  # cancelled
+        except asyncio.CancelledError:
             self.withdraw(ticket)
             raise
         with self._lock:
@@ -220,11 +234,12 @@ class Front:
     def _store(self, request: str, parcel: Parcel, places: list[Place]) -> tuple[tuple[Handle, ...], bytes]:
         """If it fails, nothing is held."""
         try:
+            parcel.check()
             for tensor, place in zip(parcel.blocks, places, strict=True):
                 if not place.filled:
                     self._fill(request, tensor, place)
             blocks = [place.block for place in places]
-            return tuple(Handle(b.offset, b.nonce, (b.nbytes,), "uint8") for b in blocks), parcel.body(self.digests)
+            return tuple(Handle(b.offset, b.nonce, (b.nbytes,), "uint8") for b in blocks), parcel.body()
         except BaseException:
             with self._lock:
                 self._room.give_up(request, places)
@@ -317,8 +332,10 @@ class Front:
         self._processes.close()
         self._endpoint.close()
         with self._lock:
-            for socket in (self._reports, *self._tickets):
-                socket.close()
+            self._reports.close()
+            for socket in self._tickets:
+                socket.send(encode(Goodbye()))
+                socket.close(linger=GOODBYE_MS)
             try:
                 self._arena.close()
             except BufferError:  # somebody keeps an error, and with it a view: then the memory is gone when that is

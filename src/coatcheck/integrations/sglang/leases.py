@@ -45,11 +45,17 @@ class _Loan:
 class Leases:
     """Lends what lies in the arena. ``send`` is called on a thread of its own, with each ticket's request, once.
 
-    ``fence`` is called on that thread, too; None: nothing reads a loan's bytes once it is over.
+    ``fence`` is called on that thread, too; None: nothing reads a loan's bytes once it is over. ``begin``: before it.
     """
 
-    def __init__(self, reader: ArenaReader, send: Callable[[str], None], fence: Fence | None = None) -> None:
-        self._reader, self._send = reader, send
+    def __init__(
+        self,
+        reader: ArenaReader,
+        send: Callable[[str], None],
+        fence: Fence | None = None,
+        begin: Callable[[], None] | None = None,
+    ) -> None:
+        self._reader, self._send, self._begin = reader, send, begin
         self._fence: Fence = fence or (lambda: lambda: True)
         self._unfenced = list[Ticket]()  # over, and no fence behind them yet
         self._fenced: deque[tuple[Callable[[], bool], list[Ticket]]] = deque()  # in the order of their fences
@@ -93,11 +99,20 @@ class Leases:
 
     def _give_back(self) -> None:
         set_name("coatcheck-returns")
+        if self._begin is not None:
+            try:
+                self._begin()
+            except Exception:
+                log.exception("CUDA's calls on the thread that gives back may meet a capture of a graph")
         while not self._closing:
             self._some.wait()
             time.sleep(LOOK_S)
             self._some.clear()
-            self._look()
+            try:
+                self._look()
+            except Exception:  # or else nothing would be given back any more
+                log.exception("what is over could not be given back")
+                time.sleep(RETRY_S)
             if self._lent or self._fenced or self._unfenced:
                 self._some.set()
         self._look()
@@ -112,8 +127,19 @@ class Leases:
                 time.sleep(RETRY_S)
             else:
                 self._unfenced = []
-        while self._fenced and self._fenced[0][0]():
-            for ticket in self._fenced.popleft()[1]:
+        while self._fenced:
+            passed, tickets = self._fenced[0]
+            try:
+                if not passed():
+                    return
+            except Exception:  # what a fence cannot tell has not passed: another is put up
+                log.exception("a fence behind what is over could not be looked at; another is put up")
+                self._unfenced += tickets
+                self._fenced.popleft()
+                time.sleep(RETRY_S)
+                return
+            self._fenced.popleft()
+            for ticket in tickets:
                 self._return(ticket)
 
     def _ended(self) -> list[Ticket]:

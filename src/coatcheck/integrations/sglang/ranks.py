@@ -8,6 +8,7 @@ A rank takes part from the moment that SGLang asks it whether it is ready; until
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 import zmq
+from sglang.srt.environ import envs
 from sglang.srt.managers.io_struct import (
     BatchTokenizedEmbeddingReqInput,
     BatchTokenizedGenerateReqInput,
@@ -34,8 +36,18 @@ from coatcheck.integrations.sglang.codec import unpack
 from coatcheck.integrations.sglang.leases import Leases
 from coatcheck.integrations.sglang.metrics import rank_metrics
 from coatcheck.integrations.sglang.prepare import InputsRefused, Preparer
-from coatcheck.integrations.sglang.records import Answer, Attached, Claim, Failed, Hello, Probe, Ticket, to_ranks
-from coatcheck.integrations.sglang.registered import register
+from coatcheck.integrations.sglang.records import (
+    Answer,
+    Attached,
+    Claim,
+    Failed,
+    Goodbye,
+    Hello,
+    Probe,
+    Ticket,
+    to_ranks,
+)
+from coatcheck.integrations.sglang.registered import Registered, relax
 from coatcheck.integrations.sglang.rollcall import Facts
 from coatcheck.integrations.sglang.sizing import token_bytes
 from coatcheck.integrations.sglang.support import metrics_wanted
@@ -85,6 +97,7 @@ PADDED = frozenset(
     }
 )
 _MODELS = "sglang.srt.models."
+CLOSE_S = 5.0  # until the thread that gives back has ended
 
 _SINGLE = (TokenizedGenerateReqInput, TokenizedEmbeddingReqInput)
 _BATCH = (BatchTokenizedGenerateReqInput, BatchTokenizedEmbeddingReqInput)
@@ -111,13 +124,17 @@ class RankSide:
     def __init__(self, scheduler: Any) -> None:
         """Raises ConfigError if the model is not one that may be lent read-only memory."""
         model = type(scheduler.tp_worker.model_runner.model)
+        if scheduler.device not in ("cpu", "cuda"):
+            raise ConfigError(f"features on a device of type {scheduler.device} were not tested")
         if scheduler.device == "cpu" and not (model.__name__ in READERS and model.__module__.startswith(_MODELS)):
             raise ConfigError(f"on a CPU, {model.__name__} is not known to leave its features as they are")
         self._rank: int = get_parallel().tp_rank
         self._metrics = rank_metrics(metrics_wanted(), self._rank)
         self._modalities: bool = scheduler.model_config.requires_mm_token_modalities
         self._scheduler = scheduler  # whose streams upload
-        self._device = torch.cuda.current_device() if scheduler.device == "cuda" else None
+        # Graphs of vision towers are captured while the server serves: then CUDA is left alone.
+        uploads = scheduler.device == "cuda" and not envs.SGLANG_VIT_ENABLE_CUDA_GRAPH.get()
+        self._device = torch.cuda.current_device() if uploads else None
         self._padded = model.__name__ in PADDED and model.__module__.startswith(_MODELS)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.linger = 0  # so that a rank can end
@@ -165,11 +182,15 @@ class RankSide:
     def _serve(self) -> None:
         set_name("coatcheck-lane")
         attached = False
+        undo = contextlib.ExitStack()  # of what attaching took
         while True:
             try:
                 record = to_ranks(self._tickets.recv())
                 if isinstance(record, Hello):
-                    attached = self._attach(record)
+                    attached = self._attach(record, undo)
+                elif isinstance(record, Goodbye):
+                    attached = False
+                    undo.close()
                 elif not attached:
                     continue
                 elif isinstance(record, Probe):
@@ -179,19 +200,37 @@ class RankSide:
             except Exception:  # in time, its request goes another way, for want of a report
                 log.exception("rank %d could not take what it was told", self._rank)
 
-    def _attach(self, hello: Hello) -> bool:
+    def _attach(self, hello: Hello, undo: contextlib.ExitStack) -> bool:
         self._reports = self._push(hello.reports)
         problem = ""
         try:
             reader = ArenaReader(ArenaAddress.from_json(hello.arena))
+            undo.callback(_let_go, reader)
             returns = self._push(hello.reports)  # another thread's
-            fence = None if self._device is None else register(reader.mapping, self._scheduler, self._device)
-            self._leases = Leases(reader, lambda request: returns.send(encode(Returned(request, self._rank))), fence)
+            registered = self._register(reader)
+            if registered is not None:
+                undo.callback(registered.release)
+            self._leases = Leases(
+                reader,
+                lambda request: returns.send(encode(Returned(request, self._rank))),
+                None if registered is None else registered.fence,
+                relax if registered is not None else None,
+            )
+            undo.callback(self._leases.close, CLOSE_S)
         except Exception as error:
             log.exception("rank %d could not map the arena", self._rank)
             problem = f"{type(error).__name__}: {error}"
         self._reports.send(encode(Attached(self._rank, problem)))
         return not problem
+
+    def _register(self, reader: ArenaReader) -> Registered | None:
+        if self._device is None:
+            return None
+        try:
+            return Registered(reader.mapping, self._scheduler, self._device)
+        except RuntimeError as error:
+            log.info("CUDA does not register the arena, and uploads out of it are synchronous: %s", error)
+            return None
 
     def _report(self, report: Ready | Failed) -> None:
         self._reports.send(encode(report))
@@ -222,6 +261,12 @@ class RankSide:
         if inputs.padded_input_ids is not None:
             inputs.padded_input_ids = array("q", inputs.padded_input_ids)  # which the scheduler would make of it
         return inputs
+
+
+def _let_go(reader: ArenaReader) -> None:
+    """Unless something still lies over it: then with the process."""
+    with contextlib.suppress(BufferError):
+        reader.close()
 
 
 def _endpoint(socket: Any) -> str:

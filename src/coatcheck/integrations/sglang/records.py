@@ -8,6 +8,7 @@ Way of a start, and of a request::
     tokenizer -> (Claim) -> every rank         inside the request, in SGLang's own broadcast
     tokenizer -> (Withdrawn) -> every rank     instead, if there will be no claim
     every rank -> (Returned) -> tokenizer      when nothing lies over the request's blocks any more
+    tokenizer -> (Goodbye) -> every rank       at the end, or if not every rank could attach
     tokenizer -> (Probe) -> every rank -> (Answer) -> tokenizer     after a rank was silent, until all have answered
 """
 
@@ -49,6 +50,10 @@ class Withdrawn(Record, frozen=True):
     request: str
 
 
+class Goodbye(Record, frozen=True):
+    """Tokenizer -> every rank, last: there will be no ticket any more. A rank lets go of the arena, if it can."""
+
+
 class Probe(Record, frozen=True):
     """Tokenizer -> every rank: answer, if you can."""
 
@@ -81,5 +86,5 @@ class Claim(msgspec.Struct, frozen=True):
     mm_items: ClassVar[tuple[()]] = ()
 
 
-to_ranks = Decoder[Hello | Ticket | Withdrawn | Probe](Hello | Ticket | Withdrawn | Probe)
+to_ranks = Decoder[Hello | Ticket | Withdrawn | Probe | Goodbye](Hello | Ticket | Withdrawn | Probe | Goodbye)
 from_ranks = Decoder[Attached | Ready | Failed | Returned | Answer](Attached | Ready | Failed | Returned | Answer)

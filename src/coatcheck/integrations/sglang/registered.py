@@ -3,17 +3,24 @@
 Out of pageable memory the driver copies through a buffer of its own while the scheduler's thread waits: on two H100
 16 ms for 25.8 MB, a quarter of that thread's time (docs/gpu.md). Registered, issuing the copy takes microseconds.
 
-Invariant: a copy may still be under way when the last reference to its source is gone. So a loan that is over is
-*fenced*: given back only when everything has passed that the scheduler's streams had been told to do by then. SGLang
-0.5.23 uploads features on the stream of its forward pass (``mm_schedule._move_items_to_device``, and the models' own
-``materialize_multimodal_features``): ``forward_stream``, or ``schedule_stream`` without overlap.
+Invariants:
+
+* A copy may still be under way when the last reference to its source is gone. So a loan that is over is *fenced*: given
+  back only when everything has passed that the scheduler's streams had been told to do by then. SGLang 0.5.23 uploads
+  features on the stream of its forward pass (``mm_schedule._move_items_to_device``, and the models' own
+  ``materialize_multimodal_features``): ``forward_stream``, or ``schedule_stream`` without overlap.
+* Fences are put up and looked at on a thread of ours. CUDA forbids that, by default, while another thread captures a
+  graph, and breaks the capture, which ends a scheduler. So this thread is taken out of that rule; where it cannot be,
+  or SGLang captures graphs of vision towers while it serves, nothing is registered and CUDA is not called at all.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,29 +29,58 @@ import torch
 log = logging.getLogger(__name__)
 
 _READ_ONLY = 8  # cudaHostRegisterReadOnly, driver_types.h: the mapping is read-only, and others are refused
+_RELAXED = 2  # cudaStreamCaptureModeRelaxed: calls of this thread are not forbidden during another's capture
 
 Fence = Callable[[], Callable[[], bool]]
 """Called when a loan is over; what it returns says whether all that may still read the loan's bytes has passed."""
 
 
-def register(mapping: memoryview, scheduler: Any, device: int) -> Fence | None:
-    """Of a rank's whole mapping of the arena; on any thread, once.
+class Registered:
+    """A rank's whole mapping of the arena. ``release`` ends the registration, once nothing is lent."""
 
-    ``device``: the scheduler's GPU. None: CUDA does not register it, copies stay synchronous, and no fence is needed.
-    The registration lasts as long as the process.
-    """
-    torch.cuda.set_device(device)  # this thread's
-    address = np.frombuffer(mapping, np.uint8).ctypes.data
-    start = time.monotonic()
-    error = int(torch.cuda.cudart().cudaHostRegister(address, mapping.nbytes, _READ_ONLY))  # type: ignore[no-untyped-call]
-    if error:
-        log.info("CUDA does not register the arena (error %d): uploads out of it are synchronous", error)
-        return None
-    log.debug("CUDA registered %d MiB in %.1f s", mapping.nbytes >> 20, time.monotonic() - start)
+    def __init__(self, mapping: memoryview, scheduler: Any, device: int) -> None:
+        """On any thread. ``device``: the scheduler's GPU. Raises RuntimeError if CUDA does not register it."""
+        self._scheduler, self._device = scheduler, device
+        self._runtime: Any = torch.cuda
+        torch.cuda.set_device(device)  # this thread's
+        relax()
+        self._address = np.frombuffer(mapping, np.uint8).ctypes.data
+        start = time.monotonic()
+        error = int(self._runtime.cudart().cudaHostRegister(self._address, mapping.nbytes, _READ_ONLY))
+        if error:
+            raise RuntimeError(f"cudaHostRegister: error {error}")
+        log.debug("CUDA registered %d MiB in %.1f s", mapping.nbytes >> 20, time.monotonic() - start)
 
-    def fence() -> Callable[[], bool]:
-        streams = (scheduler.forward_stream, scheduler.schedule_stream, torch.cuda.default_stream(device))
+    def fence(self) -> Callable[[], bool]:
+        """See ``Fence``. On a thread that is ``relax``ed."""
+        scheduler = self._scheduler
+        streams = (scheduler.forward_stream, scheduler.schedule_stream, torch.cuda.default_stream(self._device))
         events = [stream.record_event() for stream in streams]
         return lambda: all(event.query() for event in events)
 
-    return fence
+    def release(self) -> None:
+        """On the thread that made it."""
+        self._runtime.cudart().cudaHostUnregister(self._address)
+
+
+def relax() -> None:
+    """This thread's CUDA calls may happen while another captures a graph. Raises RuntimeError if that is not to be had.
+
+    torch has no call for it: it is asked of the runtime that torch has loaded.
+    """
+    mode = ctypes.c_int(_RELAXED)
+    try:
+        error = _runtime().cudaThreadExchangeStreamCaptureMode(ctypes.byref(mode))
+    except (OSError, AttributeError) as missing:
+        raise RuntimeError(f"CUDA's runtime cannot be asked: {missing}") from missing
+    if error:
+        raise RuntimeError(f"cudaThreadExchangeStreamCaptureMode: error {error}")
+
+
+def _runtime() -> ctypes.CDLL:
+    """The one that this process has loaded. Raises OSError."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        path = line.rpartition(" ")[2]
+        if Path(path).name.startswith("libcudart.so"):
+            return ctypes.CDLL(path)
+    raise OSError("it is not loaded")

@@ -67,7 +67,8 @@ class Facts:
 class RollCall:
     """One process's hooks; ``hooks`` is what to register, by path, each AROUND its target.
 
-    A process that stood aside for one server does so for all that it starts later: hooks are the process's.
+    A process that stood aside for one server does so for all that it starts later: hooks are the process's. One that is
+    active stays so for the servers that it has started.
     """
 
     def __init__(
@@ -113,16 +114,18 @@ class RollCall:
         infos = original(*args, **kwargs)
         answers = [info.pop(_ANSWER, None) for info in infos]
         heard = next(filter(None, map(_objection, range(len(answers)), answers)), "")
-        self._refusal = self._refusal or self._problem() or heard
-        if not self._refusal:
+        refusal = self._refusal or self._problem() or heard
+        if not refusal:
             try:
                 self._opened([Facts(**facts) for _, _, facts in answers])
                 if support.published()[support.BROADCAST]:
                     logger.info("--enable-broadcast-mm-inputs-process: what coatcheck carries is not broadcast again")
             except Exception as error:
-                self._refusal = f"{type(error).__name__}: {error}"
-        if self._refusal:
-            stand_aside(self._refusal)
+                refusal = f"{type(error).__name__}: {error}"
+        if refusal:
+            stand_aside(refusal)
+        if self._refusal != "":  # an earlier server of this process goes on, whatever this one is
+            self._refusal = refusal
         return infos
 
     def _problem(self) -> str:

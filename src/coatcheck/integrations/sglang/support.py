@@ -60,12 +60,13 @@ SERVED = (
     ("streaming, aborts, `abort_all`", "as without the plugin"),
     ("sessions", "their requests take SGLang's own path: the features outlive the request"),
     ("`--enable-broadcast-mm-inputs-process`", "what travels by handle is not broadcast again; the log says so"),
-    ("`SGLANG_MM_PRECOMPUTE_HASH`", "not needed: the plugin hashes in the background; both would hash twice"),
+    ("`SGLANG_MM_PRECOMPUTE_HASH`", "not needed: the plugin computes the same hash, on a thread too"),
     ("`--scheduler-recv-interval`, `--sleep-on-idle`", "respected"),
     ("features that are no CPU tensors", "such a request takes SGLang's own path"),
 )
 BROADCAST = "enable_broadcast_mm_inputs_process"
 METRICS = "enable_metrics"
+CAPTURES = "SGLANG_VIT_ENABLE_CUDA_GRAPH"  # graphs of vision towers are captured while the server serves
 UNNAMED = "SGLANG_MM_SKIP_COMPUTE_HASH"  # items are to have no names by content
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coatcheck.findings import Finding
-from coatcheck.integrations.sglang.support import BROADCAST, LIMITS, METRICS, UNNAMED
+from coatcheck.integrations.sglang.support import BROADCAST, CAPTURES, LIMITS, METRICS, UNNAMED
 
 VERSIONS = ("0.5.23",)  # tested with; a local part ("+cu130") is not looked at
 _MANAGERS = "sglang.srt.managers"
@@ -53,7 +53,8 @@ CALLED = (
         f"{_MANAGERS}.schedule_batch.MultimodalInputs.from_processor_output",
         "(obj, *, requires_mm_token_modalities=...)",
     ),
-    Function(f"{_MANAGERS}.schedule_batch.MultimodalDataItem.set_identity", "(self, identity)"),
+    Function(f"{_MANAGERS}.schedule_batch.MultimodalDataItem.set_hash", "(self, hash_value)"),
+    Function(f"{_MANAGERS}.schedule_batch.MultimodalDataItem.set_pad_value", "(self)"),
     Function(f"{_MANAGERS}.schedule_batch.MultimodalProcessorOutput.build_padded_input_ids", "(input_ids, mm_items)"),
     Function(f"{_MANAGERS}.tokenizer_manager.TokenizerManager._dispatch_to_scheduler", "(self, obj)"),
     Function("sglang.srt.plugins.hook_registry.HookRegistry.register", "(target, hook, hook_type=..., *, source=...)"),
@@ -214,7 +215,7 @@ def _settings() -> Finding:
 
     arguments = [limit.setting for limit in LIMITS if not limit.variable]
     gone = [name for name in (*arguments, BROADCAST, METRICS) if not hasattr(ServerArgs, name)]
-    variables = [*(limit.setting for limit in LIMITS if limit.variable), UNNAMED]
+    variables = [*(limit.setting for limit in LIMITS if limit.variable), UNNAMED, CAPTURES]
     gone += [name for name in variables if not hasattr(envs, name)]
     if gone:
         return Finding("SGLang's settings", f"there is no {', '.join(gone)}", _ANOTHER, "failed")

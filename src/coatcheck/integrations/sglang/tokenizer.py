@@ -21,13 +21,12 @@ from typing import Any
 
 import torch
 import zmq
-from blake3 import blake3
 from sglang.srt.environ import envs
 from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import MultimodalProcessorOutput
 
 from coatcheck.errors import ArenaError
-from coatcheck.integrations.sglang.codec import Digests, Unpackable, large, leaves, pack
+from coatcheck.integrations.sglang.codec import Remembered, Unpackable, large, leaves, pack
 from coatcheck.integrations.sglang.front import Front, Refused, Trouble
 from coatcheck.integrations.sglang.metrics import LAG_S, WRITE_S, FrontMetrics, NoFrontMetrics, Way
 from coatcheck.integrations.sglang.opening import Opening
@@ -47,9 +46,9 @@ _ATTRIBUTE = "_coatcheck"  # of a TokenizerManager: its Desk, or None if there i
 class Parcel:
     """A request's inputs, as :class:`coatcheck.integrations.sglang.front.Front` checks them in."""
 
-    def __init__(self, inputs: Any) -> None:
-        """Looks at no pixel. Raises Unpackable for what cannot travel."""
-        self._inputs = inputs
+    def __init__(self, inputs: Any, hashes: Remembered[int]) -> None:
+        """``hashes``: SGLang's, of features. Looks at no pixel. Raises Unpackable for what cannot travel."""
+        self._inputs, self._hashes = inputs, hashes
         fields = [getattr(inputs, name) for name in type(inputs).__struct_fields__ if name != "mm_items"]
         self._features = [tensor for item in inputs.mm_items for tensor in leaves(item.feature)]
         others = [
@@ -67,29 +66,46 @@ class Parcel:
         items = (item for item in self._inputs.mm_items if item.pad_value is None and item.hash is None)
         return sum(tensor.nbytes for item in items for tensor in leaves(item.feature))
 
-    def body(self, digests: Digests) -> bytes:
+    def check(self) -> None:
+        """On a thread. Raises Unpackable."""
+        shape = tuple((item.modality, *sorted(item.model_specific_data)) for item in self._inputs.mm_items[:1])
+        if shape not in _packable:
+            pack(self._inputs, self.blocks, self._features)
+            _packable.add(shape)
+
+    def body(self) -> bytes:
         """On a thread. Raises Unpackable."""
         inputs = copy.copy(self._inputs)
         if not envs.SGLANG_MM_SKIP_COMPUTE_HASH.get():  # then the user wants no identities by content
-            inputs.mm_items = [_named(item, digests) for item in inputs.mm_items]
+            inputs.mm_items = [_named(item, self._hashes) for item in inputs.mm_items]
         return pack(inputs, self.blocks, self._features)
 
 
-def _named(item: Any, digests: Digests) -> Any:
-    """The item with our digest as its identity; as it is, if SGLang has named it, or shall by what is no tensor here.
+_packable = set[tuple[object, ...]]()  # kinds of inputs, few, of which one was packed: others like it are not tried
 
-    A name that SGLang gave, a client's among them, is its caches' business: blocks are shared by our digests alone.
+
+def _named(item: Any, hashes: Remembered[int]) -> Any:
+    """The item as SGLang's own way would name it, by the same hash; as it is, if it has a name already.
+
+    So SGLang's caches know a picture again that went the other way before. It is computed here, on a thread, as by
+    SGLANG_MM_PRECOMPUTE_HASH, and not on every rank. Blocks are shared by our digests alone.
     """
-    content = [*_parts(item.feature), *_parts(item.precomputed_embeddings)]
-    if item.hash is not None or item.pad_value is not None or not all(isinstance(c, torch.Tensor) for c in content):
+    content = item.feature if item.feature is not None else item.precomputed_embeddings
+    if item.hash is not None or item.pad_value is not None or not all(map(_is_tensor, _parts(content))):
         return item
-    digest = blake3(item.modality.name.encode())
-    for name, value in [("", content), *sorted(item.model_specific_data.items())]:
-        for tensor in leaves(value):
-            digest.update(name.encode()).update(digests.of(tensor))
     item = copy.copy(item)
-    item.set_identity(digest.digest())
+    known = hashes.known(content) if _is_tensor(content) else None
+    if known is not None:
+        item.set_hash(known)
+        return item
+    item.set_pad_value()
+    if _is_tensor(content):
+        hashes.keep(content, item.hash)
     return item
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor)
 
 
 def _parts(value: object) -> Iterator[object]:
@@ -108,6 +124,7 @@ class Desk:
         self.counts = Counter[Way]()  # requests with inputs, by how they went: carried, or why not
         self._metrics = FrontMetrics() if metrics_wanted() else NoFrontMetrics()
         self._waiting: list[dict[str, bool]] = []  # what is sent together: whether it has been aborted, by request id
+        self._hashes = Remembered[int]()
         self._said: dict[str, float] = {}  # when, by what the line is about
         if self._metrics.on:
             loop = asyncio.get_running_loop()
@@ -135,12 +152,13 @@ class Desk:
         if getattr(request, "session_params", None) is not None:  # its features outlive it, and would be copied
             return self._aside(request, "session")
         try:
-            ticket = await front.check_in(Parcel(inputs))
+            ticket = await front.check_in(Parcel(inputs, self._hashes))
         except ArenaError:
             self._say_no_room(front)
             return self._aside(request, "no room")
         except Unpackable as error:
-            log.debug("request %s takes SGLang's own way: %s", request.rid, error)
+            text = "coatcheck leaves requests to SGLang's own way that hold what it cannot carry: %s"
+            self._say("not packable", logging.WARNING, text, error)
             return self._aside(request, "not packable")
         except Refused as refusal:
             log.warning("request %s: %s", request.rid, refusal)
