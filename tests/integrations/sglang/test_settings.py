@@ -57,3 +57,11 @@ def test_a_name_that_nobody_reads_is_a_mistake() -> None:
 @pytest.mark.parametrize("table", [settings.table(), support.table()], ids=["settings", "support"])
 def test_the_document_has_the_code_s_table(table: str) -> None:
     assert f"\n\n{table}\n" in DOCUMENT.read_text()
+
+
+def test_who_finds_features_on_the_gpu_is_told_what_to_pass() -> None:
+    """On Hopper SGLang chooses so for Qwen3-VL, and its user has passed no flag that could be named."""
+    values: dict[str, object] = {limit.setting: limit.served[0] for limit in support.LIMITS}
+    (said,) = support.obstacles(values | {"mm_feature_transport": "cuda_ipc"})
+    assert "`--mm-feature-transport cpu`" in said and "by itself" in said
+    assert support.obstacles(values | {"mm_feature_transport": "cpu"}) == []

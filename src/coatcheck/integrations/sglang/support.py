@@ -27,6 +27,11 @@ class Limit:
 _ONE_HOST = "the arena is memory of one host"
 _OTHER_WAY = "requests reach the ranks another way"
 _ON_GPU = "features are on the GPU already"
+# sglang/srt/arg_groups/model_overrides/qwen3_vl.py: one node, compute capability 9.0, 60 GiB and more, no cache.
+_ON_HOPPER = (
+    f"{_ON_GPU}; SGLang chooses cuda_ipc by itself for Qwen3-VL and its MoE on H100, H200 and the like: "
+    "`--mm-feature-transport cpu` gives the choice back"
+)
 _UNTESTED = "not tested"
 LIMITS = (
     Limit("nnodes", (1,), "several nodes (`--nnodes` above 1)", _ONE_HOST),
@@ -43,7 +48,7 @@ LIMITS = (
     Limit("skip_tokenizer_init", (False,), "`--skip-tokenizer-init`", "SGLang does not share memory then, either"),
     Limit("use_ray", (False,), "Ray (`--use-ray`)", _ONE_HOST),
     Limit("smg_grpc_mode", (False,), "the SMG gRPC server (`--smg-grpc-mode`)", _UNTESTED),
-    Limit("mm_feature_transport", (None, "cpu"), "`--mm-feature-transport cuda_ipc` or `cuda_vmm`", _ON_GPU),
+    Limit("mm_feature_transport", (None, "cpu"), "`--mm-feature-transport cuda_ipc` or `cuda_vmm`", _ON_HOPPER),
     Limit("mm_enable_dp_encoder", (False,), "`--mm-enable-dp-encoder`", _UNTESTED),
     Limit("enable_mm_global_cache", (False,), "`--enable-mm-global-cache`", "its keys are SGLang's own hashes"),
     Limit("trust_mm_content_hashes", (False,), "`--trust-mm-content-hashes`", _UNTESTED),
