@@ -122,7 +122,7 @@ class Front:
         self._missing = set(range(self._ranks))  # ranks that have not attached
         self._heard = threading.Event()  # every rank has said whether it attached, or nothing more will be heard
         self.problem = ""  # why not all have attached
-        self._closing = False
+        self._closing = self._rank_ended = False
         self.closed = threading.Event()
         self._writers = ThreadPoolExecutor(WRITERS, "coatcheck-writer")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -310,6 +310,7 @@ class Front:
             try:
                 heard = dict(poller.poll(round(LOOK_S * 1e3)))
                 if self._processes.ended(heard):
+                    self._rank_ended = True
                     break
                 record = from_ranks(self._reports.recv()) if self._reports in heard else None
                 with self._lock:
@@ -334,8 +335,9 @@ class Front:
         with self._lock:
             self._reports.close()
             for socket in self._tickets:
-                socket.send(encode(Goodbye()))
-                socket.close(linger=GOODBYE_MS)
+                if not self._rank_ended:  # else all end, and a thread that is woken in an ending process breaks it
+                    socket.send(encode(Goodbye()))
+                socket.close(linger=0 if self._rank_ended else GOODBYE_MS)
             try:
                 self._arena.close()
             except BufferError:  # somebody keeps an error, and with it a view: then the memory is gone when that is
