@@ -148,7 +148,10 @@ async def until_carried(running: Running, opened: Client, ranks: int) -> None:
     deadline = time.monotonic() + CARRIED_S
     for asked in held_out(1000, 20, SMALL):
         before = len(running.unpacked)
-        assert await is_right(opened, asked)
+        try:
+            assert await is_right(opened, asked)
+        except httpx.HTTPError as error:
+            raise AssertionError(running.server.text) from error  # what it said before it ended, say
         if running.ranks_since(before) == list(range(ranks)):
             return
         assert time.monotonic() < deadline, running.server.text
