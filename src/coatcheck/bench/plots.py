@@ -81,14 +81,9 @@ def throughput(report: Report) -> Figure:
     for at, run in enumerate(report.runs):
         if failed_wholly(run):
             continue
-        axes.plot(run.qps_interval, (at, at), "|-", color=BLUE, ms=10, mew=1.5, lw=1.5)
-        axes.plot(run.qps, at, "o", color=BLUE, ms=8)
         each = [sum(sample.error is None for sample in r.requests) / r.seconds for r in run.samples]
-        axes.plot(each, [at + 0.27] * len(each), "o", color=BLACK, ms=3, alpha=0.6, mew=0)
-    axes.set_xlim(left=0)
-    dot = Line2D([], [], marker="o", color=BLUE, ms=8, lw=1.5, label="median round, smallest to largest")
-    each_dot = Line2D([], [], marker="o", color=BLACK, ms=3, lw=0, alpha=0.6, label="each round")
-    legend(figure, [dot, each_dot])
+        rounds(axes, at, each, run.qps, run.qps_interval)
+    rounds_legend(figure, axes)
     return figure
 
 
@@ -160,18 +155,41 @@ def _covered(spans: Sequence[tuple[float, float]], until: float) -> float:
 
 def _rows_of_strategies(report: Report, title: str, unit: str, height: float = 0.42) -> tuple[Figure, Axes]:
     """Axes with a row per strategy, first on top; one that failed wholly says so in its row."""
-    figure = Figure(figsize=(WIDTH_IN, height * len(report.runs) + 1.2))
+    remarks = ["failed" if failed_wholly(run) else "" for run in report.runs]
+    return row_axes(labels(report), remarks, title, unit, height)
+
+
+def row_axes(
+    names: Sequence[str], remarks: Sequence[str], title: str, unit: str, height: float = 0.42
+) -> tuple[Figure, Axes]:
+    """Axes with a row per name, first on top; ``remarks`` stand in their rows, where they are not empty."""
+    figure = Figure(figsize=(WIDTH_IN, height * len(names) + 1.2))
     figure.suptitle(title, x=0.01, ha="left", weight="bold")
     axes = figure.subplots()
-    axes.set_yticks(range(len(report.runs)), labels(report))
-    axes.set_ylim(len(report.runs) - 0.5, -0.5)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(unit)
     axes.grid(axis="x")
-    for at, run in enumerate(report.runs):
-        if failed_wholly(run):
-            axes.text(0.01, at, "failed", transform=axes.get_yaxis_transform(), va="center", color=VERMILLION)
+    for at, remark in enumerate(remarks):
+        if remark:
+            axes.text(0.01, at, remark, transform=axes.get_yaxis_transform(), va="center", color=VERMILLION)
     return figure, axes
+
+
+def rounds(axes: Axes, at: float, each: Sequence[float], median: float, interval: tuple[float, float]) -> None:
+    """A row: the median round, the smallest and largest, and below them each round."""
+    axes.plot(interval, (at, at), "|-", color=BLUE, ms=10, mew=1.5, lw=1.5)
+    axes.plot(median, at, "o", color=BLUE, ms=8)
+    axes.plot(each, [at + 0.27] * len(each), "o", color=BLACK, ms=3, alpha=0.6, mew=0)
+
+
+def rounds_legend(figure: Figure, axes: Axes) -> None:
+    """Of what ``rounds`` has drawn, from 0 on."""
+    axes.set_xlim(left=0)
+    dot = Line2D([], [], marker="o", color=BLUE, ms=8, lw=1.5, label="median round, smallest to largest")
+    each_dot = Line2D([], [], marker="o", color=BLACK, ms=3, lw=0, alpha=0.6, label="each round")
+    legend(figure, [dot, each_dot])
 
 
 def box(axes: Axes, at: float, values: list[float], width: float, colour: str) -> None:

@@ -22,6 +22,9 @@ from coatcheck.bench.plots import (
     box,
     legend,
     plain_log_ticks,
+    rounds,
+    rounds_legend,
+    row_axes,
     styled,
 )
 from coatcheck.bench.serve.result import Run
@@ -36,13 +39,8 @@ def throughput(servers: Sequence[Server]) -> Figure:
     figure, axes = _rows(servers, "Image requests answered per second", "requests/s")
     for at, server in enumerate(servers):
         values = [run.requests_per_s for run in server.runs]
-        axes.plot((min(values), max(values)), (at, at), "|-", color=BLUE, ms=10, mew=1.5, lw=1.5)
-        axes.plot(statistics.median(values), at, "o", color=BLUE, ms=8)
-        axes.plot(values, [at + 0.27] * len(values), "o", color=BLACK, ms=3, alpha=0.6, mew=0)
-    axes.set_xlim(left=0)
-    dot = Line2D([], [], marker="o", color=BLUE, ms=8, lw=1.5, label="median round, smallest to largest")
-    each = Line2D([], [], marker="o", color=BLACK, ms=3, lw=0, alpha=0.6, label="each round")
-    legend(figure, [dot, each])
+        rounds(axes, at, values, statistics.median(values), (min(values), max(values)))
+    rounds_legend(figure, axes)
     return figure
 
 
@@ -86,7 +84,7 @@ def over_time(servers: Sequence[Server]) -> Figure:
     figure = Figure(figsize=(WIDTH_IN, 1.9 * len(servers) + 1.0))
     figure.suptitle("Over the window", x=0.01, ha="left", weight="bold")
     panels = figure.subplots(len(servers), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-    rounds = list(dict.fromkeys(run.round for server in servers for run in server.runs))
+    numbers = list(dict.fromkeys(run.round for server in servers for run in server.runs))
     for axes, server in zip(panels, servers, strict=True):
         axes.set_title(server.name)
         axes.set_ylabel("latency, ms")
@@ -94,10 +92,10 @@ def over_time(servers: Sequence[Server]) -> Figure:
         for run in server.runs:
             sent, took = run.samples["sent_ms"], run.samples["latency_ms"]
             ends = [(a + b) / 1e3 for a, b in zip(sent, took, strict=True) if a is not None and b is not None]
-            axes.plot(ends, took, ".", color=_colour(rounds.index(run.round)), ms=5, alpha=0.7, mew=0)
+            axes.plot(ends, took, ".", color=_colour(numbers.index(run.round)), ms=5, alpha=0.7, mew=0)
         axes.set_ylim(bottom=0)
     panels[-1].set_xlabel("seconds since the window's start, at the answer's end")
-    shown = rounds[: len(ROUND_COLOURS)]
+    shown = numbers[: len(ROUND_COLOURS)]
     marks = [
         Line2D([], [], marker=".", ms=8, lw=0, color=_colour(at), label=f"round {number}")
         for at, number in enumerate(shown)
@@ -116,15 +114,5 @@ def _values(runs: Sequence[Run], name: str) -> list[float]:
 
 def _rows(servers: Sequence[Server], title: str, unit: str, height: float = 0.42) -> tuple[Figure, Axes]:
     """Axes with a row per server, first on top; one without an answer says so in its row."""
-    figure = Figure(figsize=(WIDTH_IN, height * len(servers) + 1.2))
-    figure.suptitle(title, x=0.01, ha="left", weight="bold")
-    axes = figure.subplots()
-    axes.set_yticks(range(len(servers)), [server.name for server in servers])
-    axes.set_ylim(len(servers) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(unit)
-    axes.grid(axis="x")
-    for at, server in enumerate(servers):
-        if not _values(server.runs, "latency_ms"):
-            axes.text(0.01, at, "no answer", transform=axes.get_yaxis_transform(), va="center", color=VERMILLION)
-    return figure, axes
+    remarks = ["" if _values(server.runs, "latency_ms") else "no answer" for server in servers]
+    return row_axes([server.name for server in servers], remarks, title, unit, height)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from coatcheck.bench.rows import NONE, number, spread
+from coatcheck.bench.rows import NONE, spread
 from coatcheck.bench.serve.result import Peak, Run, Tail
 
 Figure = Callable[[Run], float | None]
@@ -70,8 +70,6 @@ def _cell(base: Server, server: Server, of: Figure, compared: bool) -> Cell:
 
 
 def _over_rounds(values: Sequence[float]) -> str:
-    if min(values) == max(values):
-        return number(values[0])
     return spread(statistics.median(values), (min(values), max(values)))
 
 
