@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import urllib.request
 from collections import defaultdict
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 TIMEOUT_S = 20.0
 # SGLang's, of which the difference over the window is kept; labels are added up but for those named here.
@@ -28,8 +28,6 @@ KEPT = {
     "sglang:cuda_graph_passes_total": ("mode",),
 }
 TEXT_BELOW = "100.0"  # uncached tokens: a text of ours has fewer, a request with a picture more
-_LINE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? ([^ ]+)")
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _DIFFERENCE = ("_total", "_sum", "_count")
 
 
@@ -43,10 +41,8 @@ def scrape(url: str) -> str:
 def parse(text: str) -> dict[str, float]:
     """SGLang's metrics in KEPT and all of coatcheck's but buckets, by ``name`` or ``name{label="value"}``."""
     found: dict[str, float] = defaultdict(float)
-    for line in text.splitlines():
-        if not (match := _LINE.match(line)):
-            continue
-        name, labels, value = match[1], dict(_LABEL.findall(match[2] or "")), float(match[3])
+    samples = (one for family in text_string_to_metric_families(text) for one in family.samples)
+    for name, labels, value, *_ in samples:
         if name in KEPT:
             wanted = KEPT[name]
             if name.endswith("_bucket") and labels.get("le") != TEXT_BELOW:
@@ -111,10 +107,10 @@ def _seconds(processes: list[psutil.Process]) -> dict[str, float]:
 
 def title(process: psutil.Process) -> str:
     """SGLang's own for what it started, "tokenizer" for the process that it was started as."""
-    words = process.cmdline()[:1]
+    words = process.cmdline()
     if words and words[0].startswith("sglang::"):
         return words[0].split()[0].removeprefix("sglang::")
-    return "tokenizer" if "sglang.launch_server" in process.cmdline() else "other"
+    return "tokenizer" if "sglang.launch_server" in words else "other"
 
 
 def memory(processes: list[psutil.Process]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.gpu.contenders import CONTENDERS
+from coatcheck.bench.rounds import rotated
 from coatcheck.errors import ConfigError
 
 BASE = "carry"  # in every group: ratios are to it
@@ -124,8 +125,7 @@ def windows(plan: Plan, group: Group, done: Collection[tuple[str, int, int, int,
     left = []
     for round_ in range(1, group.rounds + 1):
         for at, name in enumerate(group.cells):
-            first = (round_ - 1 + at) % len(group.contenders)
-            for contender in group.contenders[first:] + group.contenders[:first]:
+            for contender in rotated(group.contenders, round_ - 1 + at):
                 window = Window(contender, plan.cell(name), round_)
                 if window.key not in done:
                     left.append(window)
