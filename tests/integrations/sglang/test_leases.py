@@ -17,6 +17,7 @@ from coatcheck.integrations.sglang.codec import flat, pack, unpack
 from coatcheck.integrations.sglang.leases import Leases
 from coatcheck.integrations.sglang.records import Ticket
 from coatcheck.messages import Handle
+from tests.support.sglang_peer import until
 
 
 class House:
@@ -47,12 +48,6 @@ class House:
         deadline = time.monotonic() + 10
         while self.back != [*names]:
             assert time.monotonic() < deadline, self.back
-            time.sleep(0.005)
-
-    def until(self, done: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10
-        while not done():
-            assert time.monotonic() < deadline
             time.sleep(0.005)
 
     def stays(self) -> None:
@@ -180,10 +175,10 @@ def test_what_a_device_may_still_read_is_given_back_when_it_has(house: House) ->
     time.sleep(0.05)
     assert not passed, "a fence is put up behind what is over, not before"
     del held
-    house.until(lambda: len(passed) == 1)
+    until(lambda: len(passed) == 1)
     house.stays()
     house.tensors(house.ticket("second", torch.ones(5)))
-    house.until(lambda: len(passed) == 2)
+    until(lambda: len(passed) == 2)
     passed[1].set()
     house.stays()
     passed[0].set()
@@ -203,7 +198,7 @@ def test_nothing_is_given_back_without_its_fence(
 
     fenced(house, fence)
     house.tensors(house.ticket("r", torch.ones(4)))
-    house.until(lambda: "no fence could be put up" in caplog.text)
+    until(lambda: "no fence could be put up" in caplog.text)
     house.stays()
     works.set()
     house.until_back("r")
@@ -227,5 +222,5 @@ def test_a_fence_that_cannot_be_looked_at_has_not_passed(house: House, monkeypat
     fenced(house, fence)
     for name in ("first", "second", "third"):
         house.tensors(house.ticket(name, torch.ones(4)))
-    house.until(lambda: sorted(house.back) == ["first", "second", "third"])
+    until(lambda: sorted(house.back) == ["first", "second", "third"])
     assert len(looks) >= 3

@@ -157,10 +157,7 @@ def test_a_rank_that_is_dismissed_lets_go_of_the_arena(line: Line) -> None:
         assert line.hear() == Attached(0)
         assert mappings() == before + 1
         line.tell(Goodbye())
-        deadline = time.monotonic() + 5
-        while mappings() > before:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: mappings() == before, 5)
 
 
 # ---------------------------------------------------------------------- with a front

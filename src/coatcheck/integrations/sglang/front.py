@@ -50,7 +50,7 @@ from coatcheck.integrations.sglang.records import (
 )
 from coatcheck.integrations.sglang.room import Place, Room, Want
 from coatcheck.messages import Handle, Ready, Returned
-from coatcheck.private_socket import PrivateEndpoint
+from coatcheck.private_socket import PrivateEndpoint, push
 from coatcheck.wire import encode
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class Front:
         self.waits = deque[float](maxlen=WAITS)  # seconds, of requests that waited for room; who reads, removes
         self._ranks = len(ranks)
         self._arena = Arena(size)
-        self.digests = Digests()
+        self._digests = Digests()
         self._breaker = Breaker(self._ranks)
         self._silence = Silence(self._ranks, READY_TIMEOUT_S)
         self._lock = threading.Lock()  # around the arena, the breaker, what is announced, and the ways to the ranks
@@ -136,7 +136,7 @@ class Front:
             undo.callback(self._endpoint.close)
             self._processes = Processes(rank.pid for rank in ranks)
             undo.callback(self._processes.close)
-            self._tickets = [self._connect(rank.tickets) for rank in ranks]
+            self._tickets = [push(self._context, rank.tickets) for rank in ranks]
             with self._lock:
                 self._tell(Hello(self._arena.address.to_json(), self._endpoint.address))
             self._thread = threading.Thread(target=self._hear, name="coatcheck-reports", daemon=True)
@@ -176,7 +176,7 @@ class Front:
         ``withdraw``. Raises ArenaFull or PayloadTooLarge, Unpackable, Refused and Trouble; then nothing is held.
         """
         nbytes = sum(block.nbytes for block in parcel.blocks)
-        wants = [Want(one.nbytes, self.digests.known(one) or b"") for one in parcel.blocks]
+        wants = [Want(one.nbytes, self._digests.known(one) or b"") for one in parcel.blocks]
         with self._lock:
             self._must_carry()
             request = next(self._names)
@@ -247,7 +247,7 @@ class Front:
 
     def _fill(self, request: str, tensor: torch.Tensor, place: Place) -> None:
         row = flat(tensor)
-        digest = self.digests.of(tensor, row)
+        digest = self._digests.of(tensor, row)
         with self._lock:
             known = self._arena.find(request, digest)
             if known is not None:
@@ -286,12 +286,6 @@ class Front:
             self._thread.join()
 
     # ------------------------------------------------------------------ what goes to the ranks, under the lock
-
-    def _connect(self, address: str) -> zmq.Socket[bytes]:
-        socket = self._context.socket(zmq.PUSH)
-        socket.sndhwm = 0  # never blocks
-        socket.connect(address)
-        return socket
 
     def _tell(self, record: Hello | Ticket | Withdrawn | Probe) -> None:
         if self._closing:

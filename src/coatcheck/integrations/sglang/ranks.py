@@ -52,7 +52,7 @@ from coatcheck.integrations.sglang.rollcall import Facts
 from coatcheck.integrations.sglang.sizing import token_bytes
 from coatcheck.integrations.sglang.support import metrics_wanted
 from coatcheck.messages import Ready, Returned
-from coatcheck.private_socket import PrivateEndpoint
+from coatcheck.private_socket import PrivateEndpoint, push
 from coatcheck.process import set_name
 from coatcheck.wire import encode
 
@@ -201,12 +201,12 @@ class RankSide:
                 log.exception("rank %d could not take what it was told", self._rank)
 
     def _attach(self, hello: Hello, undo: contextlib.ExitStack) -> bool:
-        self._reports = self._push(hello.reports)
+        self._reports = push(self._context, hello.reports)
         problem = ""
         try:
             reader = ArenaReader(ArenaAddress.from_json(hello.arena))
             undo.callback(_let_go, reader)
-            returns = self._push(hello.reports)  # another thread's
+            returns = push(self._context, hello.reports)  # another thread's
             registered = self._register(reader)
             if registered is not None:
                 undo.callback(registered.release)
@@ -234,12 +234,6 @@ class RankSide:
 
     def _report(self, report: Ready | Failed) -> None:
         self._reports.send(encode(report))
-
-    def _push(self, address: str) -> zmq.Socket[bytes]:
-        socket = self._context.socket(zmq.PUSH)
-        socket.sndhwm = 0  # what a rank has to say is small, and is not lost
-        socket.connect(address)
-        return socket
 
     def _prepare(self, ticket: Ticket) -> _Prepared:
         start, cpu = time.monotonic(), time.thread_time()
