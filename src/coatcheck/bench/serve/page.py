@@ -35,9 +35,9 @@ MEANINGS = [
     ("text probe", "a text request with an answer of 8 tokens, sent at fixed times whether the last one has ended or "
      "not"),
     ("/health", "GET /health at fixed times"),
-    ("× ratio", "to the first column. Of servers in one comparison the ratios are of rounds of the same number, with "
-     "the median and the extremes over rounds; against a saved file each round is taken with each, and nothing tells "
-     "what else had changed since"),
+    ("× ratio", "to the first column, with the median and the extremes over rounds. In one comparison each ratio is of "
+     "two rounds of the same number. Against a saved file each round is taken with each, and nothing tells what else "
+     "had changed since"),
     ("tokens received", "of those asked for in image requests; below 100 % a server ended answers early"),
     ("this client late by", "the longest time in which this program's own event loop had no turn: what a time stamp "
      "may be wrong by"),

@@ -1,10 +1,10 @@
 """Pictures, encoded, none twice: not in a window, not in two, not at two servers, not in two sessions.
 
 A few pictures are drawn and encoded before the window. Each that is asked for is one of them with a number of 63 bits
-worked in where decoders look, at the price of copying a few hundred bytes: into a JPEG's quantization table, of which
-each entry grows by a bit of the number (so that texture of that frequency gets a little stronger, all over the
-picture), or into the low bits of a PNG's last rows. 42 bits of the number are drawn by the system for each process
-that makes pictures, 21 are counted.
+worked in where decoders look. That costs copying a few hundred bytes. In a JPEG each entry of the quantization table
+grows by a bit of the number, so that texture of that frequency gets a little stronger, all over the picture. In a PNG
+the number goes into low bits of the last rows. 42 bits of it are drawn by the system for each process that makes
+pictures, 21 are counted.
 """
 
 from __future__ import annotations
