@@ -11,14 +11,14 @@ import time
 
 import torch
 
-from coatcheck.engine.config import DEFAULT_MODEL
-from coatcheck.engine.model import load
-from coatcheck.engine.positions import ModelPositions
+from coatcheck.engine.model.config import DEFAULT_MODEL
+from coatcheck.engine.model.positions import ModelPositions
+from coatcheck.engine.model.qwen2_5_vl import load
+from coatcheck.engine.ranks import calibrate
+from coatcheck.engine.ranks.group import join
+from coatcheck.engine.ranks.plan_broadcast import PlanChannel
+from coatcheck.engine.strategies.materialize import Materialize
 from coatcheck.pixels import PixelTable, image_processor
-from coatcheck.ranks import calibrate
-from coatcheck.ranks.group import join
-from coatcheck.ranks.plans import PlanChannel
-from coatcheck.strategies.materialize import Materialize
 
 LIMIT_S = 240
 

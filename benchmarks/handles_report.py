@@ -16,7 +16,7 @@ from benchmarks.schemes_report import BASE, ROOT, case, plain, read, replaced, s
 from coatcheck.bench.plots import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, styled, svg
 from coatcheck.bench.result import Report, Run, StallQuantiles
 from coatcheck.bench.rows import number, spread
-from coatcheck.strategies.table import NAMES
+from coatcheck.engine.strategies.table import NAMES
 
 DOCUMENT = ROOT / "docs/handles.md"
 PLOT = ROOT / "docs/analysis/handles.svg"

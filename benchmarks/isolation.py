@@ -29,7 +29,7 @@ from benchmarks.presence import look
 from coatcheck.arena import ArenaAddress, AttachedMemory
 from coatcheck.arena.allocator import PAGE
 from coatcheck.bench.server import ServerProcess
-from coatcheck.ranks.settings import RankSettings
+from coatcheck.engine.ranks.settings import RankSettings
 
 NOBODY = 65534  # the kernel's overflow uid: another user
 Attempt = tuple[str, Callable[[], object]]

@@ -13,11 +13,12 @@ import sys
 import time
 from collections.abc import Callable
 
-from coatcheck.messages import Arrived, Item, Sampling, Tensor
-from coatcheck.ranks.recorder import Recorder
-from coatcheck.ranks.stopwatch import Stopwatch
-from coatcheck.ranks.telemetry import INTERVAL_S, take
-from coatcheck.strategies.table import STRATEGIES, strategy_named
+from coatcheck.engine.ranks.recorder import Recorder
+from coatcheck.engine.ranks.telemetry import INTERVAL_S, take
+from coatcheck.engine.records import Arrived
+from coatcheck.engine.strategies.table import STRATEGIES, strategy_named
+from coatcheck.intake.records import Item, Sampling, Tensor
+from coatcheck.stopwatch import Stopwatch
 from coatcheck.wire import encode
 
 ROUNDS = 7

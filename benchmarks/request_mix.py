@@ -20,7 +20,7 @@ import openai
 
 from benchmarks.questions import MODEL, ask, client, data_url, messages
 from coatcheck.bench.server import ServerProcess
-from coatcheck.strategies.table import NAMES
+from coatcheck.engine.strategies.table import NAMES
 from training.evaluate import DEFAULT_MODEL, Generator, Sample, held_out, held_out_form
 
 HANG_S = 60.0  # no request may take longer

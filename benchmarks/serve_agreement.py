@@ -35,7 +35,7 @@ from coatcheck.bench.serve.config import Load
 from coatcheck.bench.serve.measure import measure
 from coatcheck.bench.serve.result import SCHEMA, Report, Run, Tail
 from coatcheck.bench.server import ServerProcess
-from coatcheck.engine.config import DEFAULT_MODEL
+from coatcheck.engine.model.config import DEFAULT_MODEL
 
 MODEL_NAME = str(DEFAULT_MODEL)  # both clients look there for the tokenizer
 TEXT_TOKENS = 8  # of a prompt, beside the picture's

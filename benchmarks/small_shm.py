@@ -18,7 +18,7 @@ import httpx
 
 from benchmarks.questions import ANSWER_S, MODEL, messages
 from coatcheck.bench.server import SHARED_MEMORY, ServerProcess
-from coatcheck.strategies.table import STRATEGIES
+from coatcheck.engine.strategies.table import STRATEGIES
 from training.evaluate import LARGE_BUCKETS, Sample, held_out
 
 SIZE = 64 << 10  # bytes of the small /dev/shm

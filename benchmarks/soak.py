@@ -21,10 +21,10 @@ import psutil
 from coatcheck.bench.config import BenchConfig
 from coatcheck.bench.tensors import TensorDriver
 from coatcheck.bench.workload import TensorWorkload
-from coatcheck.engine.config import EngineConfig
-from coatcheck.messages import Arrived
+from coatcheck.engine.model.config import EngineConfig
+from coatcheck.engine.records import Arrived
+from coatcheck.engine.strategies.table import canonical
 from coatcheck.process import quiet_libraries
-from coatcheck.strategies.table import canonical
 from coatcheck.wire import Buffer
 
 IMAGES = ((224, 1), (448, 1), (448, 3), (1024, 1), (1024, 2), (28, 1), (224, 0))  # pixels, images per request

@@ -25,8 +25,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.questions import ask, client
 from coatcheck.bench.server import ServerProcess
-from coatcheck.config import ADMIN_TOKEN
-from coatcheck.strategies.table import NAMES
+from coatcheck.engine.config import ADMIN_TOKEN
+from coatcheck.engine.strategies.table import NAMES
 from training.evaluate import DEFAULT_MODEL, Generator, Sample, held_out, held_out_form
 
 START = "dict-inline"  # the server's first default

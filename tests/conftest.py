@@ -6,13 +6,20 @@ Real tensor-parallel groups, kept between tests, since four ranks take long to s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from coatcheck.engine.config import DEFAULT_MODEL
+from coatcheck.engine.model.config import DEFAULT_MODEL
 from tests.support.engine import Engine
 from tests.support.workload import Workload
+
+
+@pytest.fixture(scope="session")
+def model_dir() -> Path:
+    """The default model; the front end reads everything of it but the weights."""
+    return DEFAULT_MODEL
 
 
 @pytest.fixture(scope="session")

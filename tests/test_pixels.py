@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from coatcheck.engine.config import DEFAULT_MODEL
+from coatcheck.engine.model.config import DEFAULT_MODEL
 from coatcheck.errors import ConfigError
 from coatcheck.pixels import PixelTable, image_processor
 

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coatcheck.delivery.records import Ready
+from coatcheck.engine.records import Abort, Arrived, Plan, Stop, ToEntry
 from coatcheck.errors import WireError
-from coatcheck.messages import Abort, Arrived, Item, Plan, Ready, Sampling, Stop, Tensor, ToEntry
-from coatcheck.wire import Decoder, check_frames, encode
+from coatcheck.intake.records import Item, Sampling, Tensor, check_frames
+from coatcheck.wire import Decoder, encode
 
 decode = Decoder[ToEntry](ToEntry)
 

@@ -13,12 +13,11 @@ from rich.console import Console
 
 from coatcheck import __version__
 from coatcheck.bench.cli import app as bench
-from coatcheck.config import ADMIN_TOKEN, ServeConfig
 from coatcheck.doctor.command import doctor
-from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
-from coatcheck.errors import CoatcheckError, ConfigError
-from coatcheck.frontend.config import MEBI, FrontendConfig
-from coatcheck.options import (
+from coatcheck.engine.config import ADMIN_TOKEN, ServeConfig
+from coatcheck.engine.http.config import MEBI, FrontendConfig
+from coatcheck.engine.model.config import DEFAULT_MODEL, EngineConfig
+from coatcheck.engine.options import (
     ChunkTokens,
     Device,
     Dtype,
@@ -32,8 +31,9 @@ from coatcheck.options import (
     StepMs,
     Tp,
 )
-from coatcheck.ranks.config import RankConfig
-from coatcheck.strategies.table import canonical
+from coatcheck.engine.ranks.config import RankConfig
+from coatcheck.engine.strategies.table import canonical
+from coatcheck.errors import CoatcheckError, ConfigError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(bench, name="bench")
@@ -125,7 +125,7 @@ def serve(
     ] = False,
 ) -> None:
     """Serve an OpenAI-compatible API on a tensor-parallel group."""
-    from coatcheck.launcher.serve import run  # the front end's libraries are not needed for --help
+    from coatcheck.engine.launcher.serve import run  # the front end's libraries are not needed for --help
 
     config = ServeConfig(
         frontend=FrontendConfig(
@@ -186,8 +186,8 @@ def rank(
     settings: Annotated[str, typer.Argument(help="The rank's settings, as serve --external-ranks prints them.")],
 ) -> None:
     """Run one rank, started by torchrun on the front end's host."""
-    from coatcheck.ranks.main import run
-    from coatcheck.ranks.settings import RankSettings
+    from coatcheck.engine.ranks.main import run
+    from coatcheck.engine.ranks.settings import RankSettings
 
     run(RankSettings.decode(settings))
 

@@ -10,8 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from coatcheck.arena import Arena, ArenaReader, Block
 from coatcheck.arena.allocator import PAGE
+from coatcheck.arena.handle import Handle
 from coatcheck.errors import ArenaFull
-from coatcheck.messages import Handle
 
 PAGES = 12
 READERS = (0, 1)

@@ -14,9 +14,9 @@ import pytest
 
 from coatcheck.arena import Arena, ArenaAddress, ArenaReader, AttachedMemory
 from coatcheck.arena.allocator import PAGE
+from coatcheck.arena.handle import Handle
 from coatcheck.arena.memory import first_payload
 from coatcheck.errors import ConfigError, HandleInvalid, HandleStale, PayloadTooLarge
-from coatcheck.messages import Handle
 from coatcheck.wire import encode
 
 NOBODY = 65534  # the kernel's overflow uid: another user
@@ -36,7 +36,7 @@ def python(code: str, *arguments: str, **options: int) -> subprocess.CompletedPr
 READ = """
 import sys
 from coatcheck.arena import ArenaAddress, ArenaReader
-from coatcheck.messages import Handle
+from coatcheck.engine.records import Handle
 read, size, offset, nonce, nbytes = sys.argv[1], *map(int, sys.argv[2:])
 reader = ArenaReader(ArenaAddress(read, "", size))
 view = reader.view(Handle(offset, nonce, (nbytes,), "uint8"))

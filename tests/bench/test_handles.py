@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.handles import cases
 from benchmarks.handles_report import all_strategies, joined, stall, with_tables
 from benchmarks.schemes_report import read
-from coatcheck.strategies.table import NAMES
+from coatcheck.engine.strategies.table import NAMES
 
 DOCS = Path(__file__).parents[2] / "docs"
 DATA = DOCS / "benchmarks/handles"

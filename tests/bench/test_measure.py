@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from coatcheck.strategies.table import NAMES, is_compact
+from coatcheck.engine.strategies.table import NAMES, is_compact
 from tests.support.clips import clip, noise
 
 pytestmark = pytest.mark.timeout(300)

@@ -8,7 +8,7 @@ from coatcheck.bench import summary
 from coatcheck.bench.driver import Heard
 from coatcheck.bench.result import Round
 from coatcheck.bench.rounds import RawRound
-from coatcheck.ranks.trace import Phase, Span, Thread
+from coatcheck.engine.ranks.trace import Phase, Span, Thread
 
 
 def span(request: str, phase: Phase, thread: Thread, start: float, wall: float, digest: str = "") -> Span:

@@ -17,15 +17,15 @@ from coatcheck.bench import clip
 from coatcheck.bench.config import BenchConfig
 from coatcheck.bench.http import _options
 from coatcheck.bench.workload import TensorWorkload, fresh, http_bodies
-from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
+from coatcheck.engine.chat.handler import Processor
+from coatcheck.engine.http.config import FrontendConfig
+from coatcheck.engine.model.config import DEFAULT_MODEL, EngineConfig
+from coatcheck.engine.strategies.materialize import Materialize
 from coatcheck.errors import ConfigError
-from coatcheck.frontend import videos
-from coatcheck.frontend.config import FrontendConfig
-from coatcheck.frontend.desk import beside
-from coatcheck.frontend.processor import Processor
-from coatcheck.messages import Job
+from coatcheck.intake.media import videos
+from coatcheck.intake.records import Job
+from coatcheck.intake.writer import beside
 from coatcheck.pixels import PixelTable, image_processor
-from coatcheck.strategies.materialize import Materialize
 from tests.support import clips
 
 

@@ -15,26 +15,26 @@ import msgspec
 import zmq
 
 from coatcheck.arena import Arena
-from coatcheck.engine.config import EngineConfig
-from coatcheck.frontend.auto import by_handle
-from coatcheck.launcher.processes import RankProcesses
-from coatcheck.messages import (
+from coatcheck.arena.handle import Handle
+from coatcheck.delivery.records import Returned
+from coatcheck.engine.launcher.processes import RankProcesses
+from coatcheck.engine.model.config import EngineConfig
+from coatcheck.engine.ranks.config import RankConfig
+from coatcheck.engine.ranks.settings import RankSettings
+from coatcheck.engine.records import (
     Abort,
     Arrived,
     FromRanks,
-    Handle,
     RanksReady,
     Rejected,
-    Returned,
     Snapshot,
     Stop,
     ToEntry,
     Tokens,
     Verified,
 )
-from coatcheck.private_socket import PrivateEndpoint
-from coatcheck.ranks.config import RankConfig
-from coatcheck.ranks.settings import RankSettings
+from coatcheck.intake.auto import by_handle
+from coatcheck.sockets import PrivateEndpoint
 from coatcheck.wire import Buffer, Decoder, send, split
 
 START_S = 120.0  # four ranks on two cores import torch and transformers at once

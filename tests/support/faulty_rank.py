@@ -19,12 +19,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from unittest import mock
 
-from coatcheck.messages import Arrived
-from coatcheck.ranks import main as rank_main
-from coatcheck.ranks.exchange import FollowerExchange
-from coatcheck.strategies.base import Materializer
-from coatcheck.strategies.inputs import MultimodalInputs
-from coatcheck.strategies.table import CARRIERS
+from coatcheck.engine.ranks import main as rank_main
+from coatcheck.engine.ranks.object_broadcast import FollowerExchange
+from coatcheck.engine.records import Arrived
+from coatcheck.engine.strategies.base import Materializer
+from coatcheck.engine.strategies.inputs import MultimodalInputs
+from coatcheck.engine.strategies.table import CARRIERS
 from coatcheck.wire import Buffer
 
 LACKING = "COATCHECK_LACKING"

@@ -7,8 +7,8 @@ import sys
 from unittest import mock
 
 from coatcheck import cli
-from coatcheck.launcher import serve
-from coatcheck.launcher.processes import RankProcesses
+from coatcheck.engine.launcher import serve
+from coatcheck.engine.launcher.processes import RankProcesses
 
 if __name__ == "__main__":
     ranks = functools.partial(RankProcesses, command=(sys.executable, "-m", "tests.support.faulty_rank"))

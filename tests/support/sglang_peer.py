@@ -13,6 +13,7 @@ import zmq
 from blake3 import blake3
 
 from coatcheck.arena import ArenaAddress, ArenaReader
+from coatcheck.delivery.records import Ready, Returned
 from coatcheck.integrations.sglang import codec
 from coatcheck.integrations.sglang.codec import pack, unpack
 from coatcheck.integrations.sglang.front import RankAddress
@@ -27,9 +28,8 @@ from coatcheck.integrations.sglang.records import (
     Withdrawn,
     to_ranks,
 )
-from coatcheck.messages import Ready, Record, Returned
-from coatcheck.private_socket import PrivateEndpoint
-from coatcheck.wire import encode
+from coatcheck.sockets import PrivateEndpoint
+from coatcheck.wire import Record, encode
 
 WAIT_S = 10.0
 

@@ -29,10 +29,10 @@ from sglang.srt.managers.scheduler_components.request_receiver import SchedulerR
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.runtime_context import get_context, get_parallel
 
+from coatcheck.delivery.records import Ready
 from coatcheck.errors import MaterializeError
 from coatcheck.integrations.sglang import ranks as adapter
 from coatcheck.integrations.sglang.codec import unpack
-from coatcheck.messages import Ready
 from coatcheck.process import die_with_parent
 from coatcheck.wire import encode
 

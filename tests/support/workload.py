@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
-from coatcheck.engine.positions import ModelPositions
-from coatcheck.messages import Arrived, Item, PixelForm, Sampling, Tensor
+from coatcheck.arena.handle import PixelForm
+from coatcheck.engine.model.positions import ModelPositions
+from coatcheck.engine.records import Arrived
+from coatcheck.engine.strategies.inputs import MultimodalInputs
+from coatcheck.engine.strategies.materialize import Materialize
+from coatcheck.intake.records import Item, Sampling, Tensor
 from coatcheck.pixels import PixelTable, image_processor
-from coatcheck.strategies.inputs import MultimodalInputs
-from coatcheck.strategies.materialize import Materialize
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,9 @@ view is taken and again, by ``check``, after its last use.
 from __future__ import annotations
 
 from coatcheck.arena.allocator import PAGE
+from coatcheck.arena.handle import Handle, nbytes
 from coatcheck.arena.memory import ArenaAddress, AttachedMemory
 from coatcheck.errors import HandleInvalid, HandleStale
-from coatcheck.messages import Handle
-from coatcheck.wire import nbytes
 
 
 class ArenaReader:

@@ -14,9 +14,8 @@ from coatcheck.bench.config import BenchConfig
 from coatcheck.bench.files import check_writable, write_json
 from coatcheck.bench.handoff.command import handoff
 from coatcheck.bench.serve.command import serve
-from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
-from coatcheck.errors import ConfigError
-from coatcheck.options import (
+from coatcheck.engine.model.config import DEFAULT_MODEL, EngineConfig
+from coatcheck.engine.options import (
     ChunkTokens,
     Device,
     EncodePatches,
@@ -28,8 +27,9 @@ from coatcheck.options import (
     StepMs,
     Tp,
 )
+from coatcheck.engine.strategies.table import NAMES, canonical
+from coatcheck.errors import ConfigError
 from coatcheck.process import quiet_libraries
-from coatcheck.strategies.table import NAMES, canonical
 
 if TYPE_CHECKING:
     from coatcheck.bench.result import Report

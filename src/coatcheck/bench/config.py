@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from coatcheck.engine.config import DEFAULT_MODEL, EngineConfig
+from coatcheck.arena.handle import PixelForm
+from coatcheck.engine.model.config import DEFAULT_MODEL, EngineConfig
 from coatcheck.errors import ConfigError
-from coatcheck.messages import PixelForm
 
 INPUTS = ("http", "tensors")
 MADE = "made"  # --video: the benchmark's own clip

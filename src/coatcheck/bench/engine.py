@@ -25,7 +25,7 @@ from coatcheck.bench.summary import (
     sampled,
     stall_by_role,
 )
-from coatcheck.ranks import trace
+from coatcheck.engine.ranks import trace
 
 WARM = 16  # requests at most, of each strategy before the first round
 

@@ -17,7 +17,7 @@ from coatcheck.bench.result import (
     StallQuantiles,
 )
 from coatcheck.bench.rounds import RawRound
-from coatcheck.ranks.trace import Span
+from coatcheck.engine.ranks.trace import Span
 
 STALLS = ("receive", "broadcast", "deliver", "admit", "return")  # on the scheduler's thread: these do not overlap
 BROADCASTS = ("broadcast", "exchange")  # on either thread

@@ -14,13 +14,13 @@ from coatcheck.arena import Arena
 from coatcheck.bench.config import BenchConfig
 from coatcheck.bench.driver import Heard
 from coatcheck.bench.workload import TensorWorkload
+from coatcheck.engine.http.rank_link import RankLink
+from coatcheck.engine.launcher.processes import RankProcesses, watch
+from coatcheck.engine.ranks.config import RankConfig
+from coatcheck.engine.ranks.settings import RankSettings
 from coatcheck.errors import CoatcheckError
-from coatcheck.frontend.auto import by_handle
-from coatcheck.frontend.link import RankLink
-from coatcheck.frontend.rooms import Rooms
-from coatcheck.launcher.processes import RankProcesses, watch
-from coatcheck.ranks.config import RankConfig
-from coatcheck.ranks.settings import RankSettings
+from coatcheck.intake.auto import by_handle
+from coatcheck.intake.rooms import Rooms
 
 START_S = 180.0
 REQUEST_S = 300.0  # of a closed loop: includes waiting for all that are under way

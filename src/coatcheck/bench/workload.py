@@ -16,16 +16,18 @@ import torch
 from numpy.typing import NDArray
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from coatcheck.arena.handle import PixelForm, nbytes
 from coatcheck.bench import clip, noise
 from coatcheck.bench.config import MADE, BenchConfig
-from coatcheck.engine.checkpoint import read_config
+from coatcheck.engine.http.config import FrontendConfig
+from coatcheck.engine.model.checkpoint import read_config
+from coatcheck.engine.records import Arrived
+from coatcheck.engine.strategies.table import is_compact
 from coatcheck.errors import BadRequest, ConfigError
-from coatcheck.frontend.config import FrontendConfig
-from coatcheck.frontend.pictures import Cutter
-from coatcheck.messages import Arrived, Item, PixelForm, Sampling, Tensor
+from coatcheck.intake.media.processor import Cutter
+from coatcheck.intake.records import Item, Sampling, Tensor, prompt_tokens
 from coatcheck.pixels import PixelTable, image_processor
-from coatcheck.strategies.table import is_compact
-from coatcheck.wire import Buffer, nbytes, prompt_tokens
+from coatcheck.wire import Buffer
 
 SHIFT = 7  # patches by which one request's payload lies after its predecessor's: more than a page in either form
 QUESTION = "Describe the image."  # of a video too: the default model knows no other

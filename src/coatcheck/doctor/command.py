@@ -61,7 +61,7 @@ def doctor(
 def look(sglang: bool) -> list[Finding]:
     """All checks, in the order in which they are shown; ``sglang``: it has to work."""
     from coatcheck.doctor.machine import machine
-    from coatcheck.doctor.sglang_plugin import sglang_plugin
+    from coatcheck.doctor.sglang import sglang_plugin
 
     try:
         arena_bytes = settings.read(os.environ).arena_bytes

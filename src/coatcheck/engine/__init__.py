@@ -1,1 +1,1 @@
-"""The model's side: load and shard, plan a batch, prefill, decode, sample."""
+"""The reference engine, one of two hosts of the core: an OpenAI-compatible server on a tensor-parallel group."""

@@ -1,47 +1,31 @@
-"""Options of the engine."""
+"""A server's whole configuration: each stage's own, composed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
+from coatcheck.engine.http.config import FrontendConfig
+from coatcheck.engine.model.config import EngineConfig
+from coatcheck.engine.ranks.config import RankConfig
 from coatcheck.errors import ConfigError
 
-DEFAULT_MODEL = Path(__file__).parents[1] / "default_model"
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEVICES = ("auto", "cpu", "cuda")
-RUNNERS = ("model", "null")
+ADMIN_TOKEN = "COATCHECK_ADMIN_TOKEN"  # environment: the token of the /admin routes
 
 
 @dataclass(frozen=True)
-class EngineConfig:
-    """See the comments; an impossible value raises ConfigError naming the option."""
+class ServeConfig:
+    """What ``coatcheck serve`` runs."""
 
-    model: Path = DEFAULT_MODEL  # directory of a Qwen2.5-VL checkpoint in Hugging Face format
-    device: str = "auto"  # cuda where there is a GPU for every rank, else cpu
-    dtype: str = "auto"  # float32 on the CPU, the checkpoint's own on a GPU
-    max_running: int = 16  # requests that run at once
-    kv_tokens: int = 32_768  # KV cache of all running requests together: prompt + max_tokens each
-    chunk_tokens: int = 512  # tokens computed per step, prefill and decode together
-    encode_patches: int = 4_096  # image patches encoded per step (one image at least): bounds how long decoding waits
-    embedding_cache_bytes: int = 256 << 20  # of vision embeddings that each rank keeps, on the model's device; 0: none
-    runner: str = "model"  # null: no forward pass, a sleep (see coatcheck.engine.null)
-    step_ms: float = 0.0  # the null runner's sleep
+    frontend: FrontendConfig
+    engine: EngineConfig
+    ranks: RankConfig
+    tp: int = 2  # ranks of the tensor-parallel group
+    external_ranks: bool = False  # torchrun or another tool starts the ranks; we only print where they connect
+    admin_token: str | None = field(default=None, repr=False)  # opens /admin; None: there is no such route
 
     def __post_init__(self) -> None:
-        for name, allowed in (("device", DEVICES), ("dtype", DTYPES), ("runner", RUNNERS)):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"--{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
-        for name in ("max_running", "kv_tokens", "chunk_tokens", "encode_patches"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is less than 1")
-        if self.embedding_cache_bytes < 0:
-            raise ConfigError(f"--embedding-cache-mib: {self.embedding_cache_bytes >> 20} is less than 0")
-        if self.step_ms < 0:
-            raise ConfigError(f"--step-ms: {self.step_ms} is less than 0")
-        if self.chunk_tokens < self.max_running:
-            raise ConfigError(
-                f"--chunk-tokens: {self.chunk_tokens} is less than --max-running ({self.max_running}), "
-                "so that not every request could decode in a step"
-            )
+        if not 1 <= self.tp <= 64:
+            raise ConfigError(f"--tp: {self.tp} ranks; allowed: 1 to 64, as far as the model's heads can be divided")
+        token = self.admin_token
+        if token is not None and not (token.isascii() and token.isprintable() and token and " " not in token):
+            raise ConfigError(f"--admin-token or {ADMIN_TOKEN}: allowed: printable ASCII, no spaces, not empty")

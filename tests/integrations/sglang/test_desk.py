@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from coatcheck.arena import ArenaReader
+from coatcheck.delivery.records import Ready
 from coatcheck.integrations.sglang.codec import LARGE, MOST_BODY, Remembered, unpack
 from coatcheck.integrations.sglang.metrics import NoFrontMetrics
 from coatcheck.integrations.sglang.records import Claim, Failed, Ticket, Withdrawn
 from coatcheck.integrations.sglang.rollcall import Facts
 from coatcheck.integrations.sglang.settings import Settings
-from coatcheck.messages import Ready
 from tests.support.sglang_peer import Hashes, Peer, until
 
 MANAGERS = "sglang.srt.managers"

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from coatcheck.delivery.records import Ready, Returned
 from coatcheck.errors import ArenaFull, PayloadTooLarge
 from coatcheck.integrations.sglang import front as module
 from coatcheck.integrations.sglang.breaker import FAILURES
@@ -22,7 +23,6 @@ from coatcheck.integrations.sglang.codec import LARGE, Unpackable
 from coatcheck.integrations.sglang.front import Front, Refused, Trouble
 from coatcheck.integrations.sglang.pace import Pace
 from coatcheck.integrations.sglang.records import Answer, Attached, Failed, Ticket, Withdrawn
-from coatcheck.messages import Ready, Returned
 from tests.support.sglang_peer import Hashes, Package, Peer, until
 
 SIZE = 1 << 20

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from coatcheck.arena import Arena, ArenaReader
+from coatcheck.arena.handle import Handle
 from coatcheck.errors import HandleStale
 from coatcheck.integrations.sglang.codec import flat, pack, unpack
 from coatcheck.integrations.sglang.leases import Leases
 from coatcheck.integrations.sglang.records import Ticket
-from coatcheck.messages import Handle
 from tests.support.sglang_peer import until
 
 

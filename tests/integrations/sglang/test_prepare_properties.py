@@ -13,10 +13,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from coatcheck.arena.handle import Handle
+from coatcheck.delivery.records import Ready
 from coatcheck.errors import MaterializeError, RanksDisagree
 from coatcheck.integrations.sglang.prepare import Announcements, InputsRefused, Outcome, Preparer
 from coatcheck.integrations.sglang.records import Claim, Failed, Ticket, Withdrawn
-from coatcheck.messages import Handle, Ready
 
 TIMEOUT_S = 10.0
 HANDLES = (Handle(4096, 1, (1,), "uint8"),)

@@ -26,7 +26,7 @@ from coatcheck.integrations.sglang.codec import LARGE
 from coatcheck.integrations.sglang.front import Front, RankAddress, Refused, Trouble
 from coatcheck.integrations.sglang.pace import Pace
 from coatcheck.integrations.sglang.records import Answer, Attached, Claim, Goodbye, Hello, Probe, Ticket, from_ranks
-from coatcheck.private_socket import PrivateEndpoint
+from coatcheck.sockets import PrivateEndpoint
 from coatcheck.wire import encode
 from tests.support.sglang_peer import Package, until
 

@@ -7,6 +7,8 @@ import pickle
 
 import pytest
 
+from coatcheck.arena.handle import Handle
+from coatcheck.delivery.records import Ready, Returned
 from coatcheck.errors import WireError
 from coatcheck.integrations.sglang.records import (
     Answer,
@@ -20,8 +22,7 @@ from coatcheck.integrations.sglang.records import (
     from_ranks,
     to_ranks,
 )
-from coatcheck.messages import Handle, Ready, Record, Returned
-from coatcheck.wire import encode
+from coatcheck.wire import Record, encode
 
 TICKET = Ticket("7", b"\x80body", (Handle(4096, 1, (9,), "uint8"), Handle(8192, 2, (9,), "uint8")))
 DOWN = [Hello("[]", "ipc://x"), TICKET, Withdrawn("7"), Probe(3)]

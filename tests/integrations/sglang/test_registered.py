@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from coatcheck.arena import Arena, ArenaReader
+from coatcheck.arena.handle import Handle
 from coatcheck.integrations.sglang import registered
 from coatcheck.integrations.sglang.leases import Leases
 from coatcheck.integrations.sglang.records import Ticket
 from coatcheck.integrations.sglang.registered import Registered, relax
-from coatcheck.messages import Handle
-from coatcheck.views import tensor_view
+from coatcheck.tensor_view import tensor_view
 
 NBYTES = 64 << 20
 BUSY = 400  # products of 8192 x 8192 matrices: some 300 ms on an H100

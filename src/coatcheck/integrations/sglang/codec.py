@@ -24,7 +24,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from coatcheck.errors import MaterializeError
-from coatcheck.views import tensor_view
+from coatcheck.tensor_view import tensor_view
 
 MOST_BODY = 4 << 20  # bytes: every rank gets the body by a socket; the ids of 100,000 tokens are 0.5 MB
 LARGE = 1 << 16  # bytes of a tensor that gets a block: below it a block's 4 KiB pages and a rank's lease cost more

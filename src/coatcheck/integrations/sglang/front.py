@@ -31,6 +31,8 @@ import torch
 import zmq
 
 from coatcheck.arena import Arena, ArenaStatistics
+from coatcheck.arena.handle import Handle
+from coatcheck.delivery.records import Ready, Returned
 from coatcheck.errors import CoatcheckError
 from coatcheck.integrations.sglang.breaker import Breaker, Silence
 from coatcheck.integrations.sglang.codec import Digests, flat
@@ -49,8 +51,7 @@ from coatcheck.integrations.sglang.records import (
     from_ranks,
 )
 from coatcheck.integrations.sglang.room import Place, Room, Want
-from coatcheck.messages import Handle, Ready, Returned
-from coatcheck.private_socket import PrivateEndpoint, push
+from coatcheck.sockets import PrivateEndpoint, push
 from coatcheck.wire import encode
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 from coatcheck.process import set_name
-from coatcheck.ranks.stopwatch import SECONDS
+from coatcheck.stopwatch import SECONDS
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Histogram

@@ -25,9 +25,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-from coatcheck.admission import Ledger, Parked
+from coatcheck.delivery.parked import Parked
+from coatcheck.delivery.records import Ready
+from coatcheck.engine.ranks.admission import Ledger
 from coatcheck.integrations.sglang.records import Failed, Ticket, Withdrawn
-from coatcheck.messages import Ready
 
 I = TypeVar("I")  # noqa: E741 - a rank's inputs
 

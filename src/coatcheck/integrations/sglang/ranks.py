@@ -31,6 +31,7 @@ from sglang.srt.managers.schedule_batch import MultimodalInputs, MultimodalProce
 from sglang.srt.runtime_context import get_parallel
 
 from coatcheck.arena import ArenaAddress, ArenaReader
+from coatcheck.delivery.records import Ready, Returned
 from coatcheck.errors import ConfigError, MaterializeError
 from coatcheck.integrations.sglang.codec import unpack
 from coatcheck.integrations.sglang.leases import Leases
@@ -51,9 +52,8 @@ from coatcheck.integrations.sglang.registered import Registered, relax
 from coatcheck.integrations.sglang.rollcall import Facts
 from coatcheck.integrations.sglang.sizing import token_bytes
 from coatcheck.integrations.sglang.support import metrics_wanted
-from coatcheck.messages import Ready, Returned
-from coatcheck.private_socket import PrivateEndpoint, push
 from coatcheck.process import set_name
+from coatcheck.sockets import PrivateEndpoint, push
 from coatcheck.wire import encode
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""What the tokenizer process and the ranks say to each other, beside Ready and Returned of :mod:`coatcheck.messages`.
+"""What the tokenizer process and the ranks say to each other, beside Ready and Returned of coatcheck.delivery.
 
 Way of a start, and of a request::
 
@@ -18,8 +18,9 @@ from typing import ClassVar
 
 import msgspec
 
-from coatcheck.messages import Handle, Ready, Record, Returned
-from coatcheck.wire import Decoder
+from coatcheck.arena.handle import Handle
+from coatcheck.delivery.records import Ready, Returned
+from coatcheck.wire import Decoder, Record
 
 
 class Hello(Record, frozen=True):

@@ -10,8 +10,8 @@ import torch.distributed as dist
 
 from coatcheck.bench.handoff.meter import WAIT_S, Meter, Payload, Place, Written
 from coatcheck.bench.handoff.peers.pipe import Inbox, InboxRank, Outbox, Watch
-from coatcheck.messages import Tensor
-from coatcheck.strategies.materialize import tensor_over
+from coatcheck.engine.strategies.materialize import tensor_over
+from coatcheck.intake.records import Tensor
 
 
 def join(place: Place) -> None:

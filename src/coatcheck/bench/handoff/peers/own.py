@@ -23,20 +23,23 @@ import torch
 import torch.distributed as dist
 from blake3 import blake3
 
-from coatcheck.admission import Ledger
 from coatcheck.arena import Arena, ArenaAddress, ArenaReader
+from coatcheck.arena.handle import Handle
 from coatcheck.bench.handoff.meter import WAIT_S, Meter, Payload, Place, Written
 from coatcheck.bench.handoff.peers.gloo import join as join
 from coatcheck.bench.handoff.peers.pipe import Inbox, InboxRank, Outbox, Watch
-from coatcheck.engine.checkpoint import read_config
-from coatcheck.engine.config import DEFAULT_MODEL
-from coatcheck.engine.positions import ModelPositions
-from coatcheck.messages import Admit, Arrived, Handle, Item, Plan, Ready, Returned, Sampling, Tensor
+from coatcheck.delivery.records import Ready, Returned
+from coatcheck.engine.model.checkpoint import read_config
+from coatcheck.engine.model.config import DEFAULT_MODEL
+from coatcheck.engine.model.positions import ModelPositions
+from coatcheck.engine.ranks.admission import Ledger
+from coatcheck.engine.ranks.lane import Job, Lane
+from coatcheck.engine.ranks.plan_broadcast import PlanChannel
+from coatcheck.engine.records import Admit, Arrived, Plan
+from coatcheck.engine.strategies.materialize import Materialize, no_arena
+from coatcheck.engine.strategies.table import is_background
+from coatcheck.intake.records import Item, Sampling, Tensor
 from coatcheck.pixels import PixelTable, image_processor
-from coatcheck.ranks.lane import Job, Lane
-from coatcheck.ranks.plans import PlanChannel
-from coatcheck.strategies.materialize import Materialize, no_arena
-from coatcheck.strategies.table import is_background
 from coatcheck.wire import Buffer, Decoder, send, split
 
 ARENA_BYTES = 1 << 30
@@ -138,7 +141,7 @@ class _World:
     """The team's group, as the plan channel wants it."""
 
     def broadcast(self, tensor: torch.Tensor) -> None:
-        """See :class:`coatcheck.ranks.plans.Broadcasts`."""
+        """See :class:`coatcheck.engine.ranks.plan_broadcast.Broadcasts`."""
         dist.broadcast(tensor, src=0)
 
 

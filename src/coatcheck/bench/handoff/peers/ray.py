@@ -21,8 +21,8 @@ import torch.distributed as dist
 from coatcheck.bench.handoff.meter import WAIT_S, Meter, Payload, Place, Written
 from coatcheck.bench.handoff.peers.gloo import join as join
 from coatcheck.bench.handoff.peers.pipe import InboxRank, Outbox, Watch
-from coatcheck.messages import Tensor
-from coatcheck.strategies.materialize import tensor_over
+from coatcheck.engine.strategies.materialize import tensor_over
+from coatcheck.intake.records import Tensor
 
 STORE_BYTES = 2 << 30
 

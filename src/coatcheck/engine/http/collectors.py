@@ -1,0 +1,76 @@
+"""Metrics of other processes, for the front end's registry: what the ranks say of themselves, and CPU time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client import Metric, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from coatcheck.engine.records import Snapshot
+from coatcheck.intake.rooms import Rooms
+
+
+class RankSnapshots(Collector):
+    """The newest snapshot of each rank; every sample gets the label ``rank``."""
+
+    def __init__(self, snapshots: Callable[[], Iterable[Snapshot]]) -> None:
+        self._snapshots = snapshots
+
+    def collect(self) -> Iterable[Metric]:
+        """One metric per name, with the samples of all ranks."""
+        metrics: dict[str, Metric] = {}
+        for snapshot in self._snapshots():
+            for family in snapshot.families:
+                metric = metrics.setdefault(family.name, Metric(family.name, family.text, family.kind))
+                for sample in family.samples:
+                    metric.add_sample(sample.name, {"rank": str(snapshot.rank), **dict(sample.labels)}, sample.value)
+        return metrics.values()
+
+
+class RoomMetrics(Collector):
+    """The arena and the line in front of it."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+
+    def collect(self) -> Iterable[Metric]:
+        """Gauges and counters from one snapshot."""
+        rooms = self._rooms.statistics()
+        arena = rooms.arena
+        by_state = GaugeMetricFamily("coatcheck_arena_bytes", "Bytes of the arena by state", labels=["state"])
+        for state in ("reserved", "in_use", "quarantined", "cached", "free"):
+            by_state.add_metric([state], getattr(arena, state))
+        yield by_state
+        gauges = {
+            "high_water_bytes": (arena.high_water, "Most bytes reserved, in use or quarantined at once"),
+            "fragmentation": (arena.fragmentation, "Share of the free bytes outside the largest free range"),
+            "waiting": (rooms.waiting, "Requests that wait for room"),
+        }
+        for name, (value, text) in gauges.items():
+            yield GaugeMetricFamily(f"coatcheck_arena_{name}", text, value=value)
+        counters = {
+            "reservations": (arena.reservations, "Blocks reserved"),
+            "waits": (rooms.waited, "Requests that had to wait for room"),
+            "turned_away": (rooms.turned_away, "Requests that waited for room in vain"),
+            "hits": (arena.hits, "Payloads whose content was there already"),
+        }
+        for name, (count, text) in counters.items():
+            yield CounterMetricFamily(f"coatcheck_arena_{name}", text, value=count)
+
+
+class CpuSeconds(Collector):
+    """CPU time of every process of the server, read from the system. One that has ended is left out."""
+
+    def __init__(self, pids: Callable[[], Mapping[str, int]]) -> None:
+        self._pids = pids
+
+    def collect(self) -> Iterable[Metric]:
+        """One counter, by process."""
+        counter = CounterMetricFamily("coatcheck_cpu_seconds", "CPU time, user and system", labels=["process"])
+        for name, pid in self._pids().items():
+            for metric in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():  # type: ignore[misc]
+                if metric.name == "process_cpu_seconds":
+                    counter.add_metric([name], metric.samples[0].value)
+        return [counter]

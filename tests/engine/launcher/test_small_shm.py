@@ -1,0 +1,23 @@
+"""A server needs no /dev/shm: it answers under every strategy where it is tiny, and where it is missing."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.small_shm import MISSING, SIZE, SMALL, answer, refusal, shared_memory, within
+from coatcheck.bench.server import ServerProcess
+from coatcheck.engine.strategies.table import STRATEGIES
+from training.evaluate import LARGE_BUCKETS, held_out
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize(("script", "seen"), [(SMALL, (SIZE, 0)), (MISSING, None)], ids=["64 KiB", "missing"])
+def test_answers_under_every_strategy(script: str, seen: tuple[int, int] | None) -> None:
+    if reason := refusal():
+        pytest.skip(f"no mount namespace is to be had: {reason}")
+    (sample,) = held_out(1, 11, buckets=LARGE_BUCKETS)
+    with ServerProcess("--tp", "2", "--strategy-header", within=within(script)) as server:
+        assert shared_memory(server) == seen
+        for strategy in STRATEGIES:
+            assert answer(server, sample, strategy) == (sample.answer, strategy)
+        assert shared_memory(server) == seen
