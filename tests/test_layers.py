@@ -15,17 +15,17 @@ import coatcheck
 PACKAGE = Path(coatcheck.__file__).parent
 
 BASICS = ("errors", "wire", "sockets", "process", "pixels", "tensor_view", "stopwatch", "findings")
+HOST = (*BASICS, "arena", "delivery.records", "engine.records", "engine.model_files")
 # What a folder may import of coatcheck, beside itself. Longest prefix counts; a name stands for all below it.
 ALLOWED = {
     "arena": ("errors", "wire", "process"),
     "intake": (*BASICS, "arena"),
     "delivery": (*BASICS, "arena"),
-    "engine/model": (*BASICS, "intake.records", "engine.records", "engine.strategies", "engine.model_files"),
-    "engine/strategies": (*BASICS, "arena.handle", "intake.records", "engine.records"),
-    "engine/ranks": (*BASICS, "arena", "intake.records", "delivery", "engine.records", "engine.strategies", "engine.model"),
-    "engine/chat": (*BASICS, "arena", "intake", "engine.records", "engine.model_files", "engine.http.config"),
-    "engine/http": (*BASICS, "arena", "intake", "delivery.records", "engine.records", "engine.model_files")
-    + ("engine.strategies.table",),  # their names, without what ranks do
+    "engine/model": (*HOST, "intake.records", "engine.strategies"),
+    "engine/strategies": (*HOST, "intake.records"),
+    "engine/ranks": (*HOST, "intake.records", "delivery", "engine.strategies", "engine.model"),
+    "engine/chat": (*HOST, "intake", "engine.http.config"),
+    "engine/http": (*HOST, "intake", "engine.strategies.table"),  # of strategies the names
     "engine/launcher": (*BASICS, "arena", "engine"),
     "integrations": (*BASICS, "arena", "intake", "delivery"),
     "doctor": (*BASICS, "arena", "integrations"),

@@ -14,7 +14,7 @@ from training.evaluate import DEFAULT_MODEL
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 240.0
-IMAGE = ROOT / "src/coatcheck/launcher/example.png"
+IMAGE = ROOT / "src/coatcheck/engine/launcher/example.png"
 
 
 @pytest.mark.timeout(LIMIT_S + 20)

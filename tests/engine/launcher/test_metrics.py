@@ -14,7 +14,7 @@ from benchmarks.questions import ask_all
 from coatcheck.bench.server import ServerProcess
 from training.evaluate import held_out
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WAIT_S = 15.0
 
 pytestmark = pytest.mark.timeout(240)

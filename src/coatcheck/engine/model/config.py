@@ -7,7 +7,7 @@ from pathlib import Path
 
 from coatcheck.errors import ConfigError
 
-DEFAULT_MODEL = Path(__file__).parents[1] / "default_model"
+DEFAULT_MODEL = Path(__file__).parents[2] / "default_model"
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
