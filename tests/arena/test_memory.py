@@ -36,7 +36,7 @@ def python(code: str, *arguments: str, **options: int) -> subprocess.CompletedPr
 READ = """
 import sys
 from coatcheck.arena import ArenaAddress, ArenaReader
-from coatcheck.engine.records import Handle
+from coatcheck.arena.handle import Handle
 read, size, offset, nonce, nbytes = sys.argv[1], *map(int, sys.argv[2:])
 reader = ArenaReader(ArenaAddress(read, "", size))
 view = reader.view(Handle(offset, nonce, (nbytes,), "uint8"))

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 SCRIPT = """
 import os, sys, time, zmq
 from coatcheck import process, wire
-from coatcheck.engine.records import Failed, Job, Processed, Refused, Sampling, WorkerReady
+from coatcheck.intake.records import Failed, Job, Processed, Refused, Sampling, WorkerReady
 process.die_with_parent(); process.leave_signals_to_parent()
 socket = zmq.Context().socket(zmq.DEALER)
 socket.setsockopt(zmq.IDENTITY, sys.argv[2].encode())

@@ -207,8 +207,9 @@ SCRIPT = """
 import os, sys, time, zmq
 from coatcheck import process, wire
 from coatcheck.arena import ArenaAddress, AttachedMemory
-from coatcheck.engine.records import *
-from coatcheck.engine.records import FromWorker, ToWorker
+from coatcheck.arena.handle import *
+from coatcheck.intake.records import *
+from coatcheck.intake.records import FromWorker, ToWorker
 process.die_with_parent(); process.leave_signals_to_parent()
 socket = zmq.Context().socket(zmq.DEALER)
 socket.setsockopt(zmq.IDENTITY, sys.argv[2].encode())
