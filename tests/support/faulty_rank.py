@@ -22,12 +22,13 @@ from unittest import mock
 from coatcheck.engine.ranks import main as rank_main
 from coatcheck.engine.ranks.object_broadcast import FollowerExchange
 from coatcheck.engine.records import Arrived
-from coatcheck.engine.strategies.base import Materializer
+from coatcheck.engine.strategies import carriers
+from coatcheck.engine.strategies.base import Carrier, Materializer
 from coatcheck.engine.strategies.inputs import MultimodalInputs
-from coatcheck.engine.strategies.table import CARRIERS
 from coatcheck.wire import Buffer
 
-LACKING = "COATCHECK_LACKING"
+LACKING = "COATCHECK_LACKING"  # environment: carrier@rank
+NEEDED = "what this carrier needs is not there"
 
 SLEEPS_S = {"late": 1.0, "slow": 2.0, "hang": 4.0}
 
@@ -66,9 +67,13 @@ def faulty(materialize: Materializer, rank: int) -> Materializer:
     return wrapped
 
 
+def lacking_carrier() -> Carrier:
+    raise ImportError(NEEDED)
+
+
 if __name__ == "__main__":
     carrier, _, lacking = os.environ.get(LACKING, "").partition("@")
     if lacking == os.environ["RANK"]:
-        CARRIERS[carrier] = ("a_module_that_is_not_there", "Carrier")
+        carriers.BY_NAME[carrier] = lacking_carrier
     with mock.patch.object(rank_main, "FollowerExchange", FaultyFollowerExchange):
         rank_main.main(sys.argv[1], faulty)

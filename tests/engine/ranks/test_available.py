@@ -8,12 +8,12 @@ from coatcheck.engine.model.config import DEFAULT_MODEL
 from coatcheck.engine.ranks.available import reason
 from coatcheck.errors import RankLost
 from tests.support.engine import Engine
-from tests.support.faulty_rank import LACKING
+from tests.support.faulty_rank import LACKING, NEEDED
 from tests.support.workload import Workload
 
 pytestmark = pytest.mark.timeout(120)
 
-REASON = "rank {}: ModuleNotFoundError: No module named 'coatcheck.engine.strategies.a_module_that_is_not_there'"
+REASON = f"rank {{}}: ImportError: {NEEDED}"
 
 
 def test_a_reason_names_its_ranks() -> None:

@@ -12,16 +12,14 @@ from contextlib import aclosing, nullcontext, suppress
 from starlette.types import Receive, Scope, Send
 
 from coatcheck.arena.handle import PixelForm
-from coatcheck.engine.http import generation
 from coatcheck.engine.http.asgi import ClientGone, Reply, header, read_body, until_client_leaves
 from coatcheck.engine.http.config import FrontendConfig
-from coatcheck.engine.http.detokenize import Vocabulary
-from coatcheck.engine.http.generation import Piece
 from coatcheck.engine.http.limits import Capacity, Place
 from coatcheck.engine.http.metrics import Metrics
 from coatcheck.engine.http.rank_link import RankLink
 from coatcheck.engine.http.responses import Completion, failure
 from coatcheck.engine.http.strategy_choice import HEADER, StrategyChoice
+from coatcheck.engine.http.text import Piece, Vocabulary, pieces
 from coatcheck.engine.records import Arrived
 from coatcheck.engine.strategies.table import AUTO, NEED_ARENA, carrier_named, is_compact
 from coatcheck.errors import BadRequest, CoatcheckError
@@ -153,7 +151,7 @@ class Chat:
             self._rooms.dispatch(arrived, there.ranks)
         answer = self._link.submit(arrived, frames)
         gap = self._metrics.inter_token.labels(strategy).observe
-        return generation.pieces(answer, self._vocabulary, processed.stop, gap)
+        return pieces(answer, self._vocabulary, processed.stop, gap)
 
     async def _whole(self, reply: Reply, completion: Completion, piece: Piece, stream: AsyncIterator[Piece]) -> None:
         texts = [piece.text]

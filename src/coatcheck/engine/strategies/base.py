@@ -1,7 +1,7 @@
 """The two axes of a strategy, and the Protocol behind which all carriers stand.
 
 A strategy is a *carrier* (what crosses to the ranks) and a *timing* (where materialization runs). A new carrier is a
-file and its lines in :mod:`coatcheck.engine.strategies.table`; the contract suite then runs over it.
+class in ``carriers`` and its name in ``table``; the contract suite then runs over it.
 
 Invariants, whatever the strategy:
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from coatcheck.engine.strategies.timing import Timing
@@ -13,11 +12,7 @@ if TYPE_CHECKING:
     from coatcheck.engine.strategies.base import Strategy
 
 
-CARRIERS = {  # name: module in this folder, class
-    "object": ("object_carrier", "ObjectCarrier"),
-    "dict": ("dict_carrier", "DictCarrier"),
-    "handle": ("handle_carrier", "HandleCarrier"),
-}
+CARRIERS = ("object", "dict", "handle")  # see coatcheck.engine.strategies.carriers
 
 NEED_ARENA = {"handle"}  # carriers
 
@@ -71,10 +66,10 @@ def is_background(name: str) -> bool:
 @cache
 def strategy_named(name: str) -> Strategy:
     """The strategy of that name or alias. Raises UnknownStrategy, also for ``auto``: ranks are told what it chose."""
+    from coatcheck.engine.strategies import carriers
     from coatcheck.engine.strategies.base import Strategy
 
     if canonical(name) == AUTO:
         raise UnknownStrategy(f"{AUTO} is decided before a request reaches the ranks")
     carrier, timing = STRATEGIES[canonical(name)]
-    module, kind = CARRIERS[carrier]
-    return Strategy(canonical(name), getattr(import_module(f"coatcheck.engine.strategies.{module}"), kind)(), timing)
+    return Strategy(canonical(name), carriers.BY_NAME[carrier](), timing)

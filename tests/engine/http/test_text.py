@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from coatcheck.engine.http.detokenize import Detokenizer, StopStrings, Vocabulary
+from coatcheck.engine.http.text import Detokenizer, StopStrings, Vocabulary
 from coatcheck.errors import ConfigError
 
 relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
