@@ -18,9 +18,9 @@ from coatcheck.engine.ranks.auto import Auto, Line
 from coatcheck.engine.ranks.entry import EntryRole, EntrySockets
 from coatcheck.engine.ranks.plan_broadcast import PlanChannel
 from coatcheck.engine.ranks.recorder import Recorder
-from coatcheck.engine.records import Arrived, AutoRule, Plan
+from coatcheck.engine.records import Arrived, AutoRule, Plan, Sampling
 from coatcheck.engine.strategies.table import is_background, strategy_named
-from coatcheck.intake.records import Item, Sampling, Tensor
+from coatcheck.intake.records import Item, Tensor
 from coatcheck.wire import send
 
 RANKS = 2

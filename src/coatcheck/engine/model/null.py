@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from coatcheck.engine.model.runner import Outcome
-from coatcheck.engine.records import Admit, Work
+from coatcheck.engine.records import Admit, Sampling, Work
 from coatcheck.engine.strategies.inputs import MultimodalInputs
-from coatcheck.intake.records import Sampling
 
 PAGE = 4096  # bytes: of each page one value is read
 _MIX = 0x9E3779B97F4A7C15  # 2**64 / golden ratio (Knuth, TAOCP 3, 6.4): spreads a checksum over the vocabulary

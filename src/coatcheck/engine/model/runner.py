@@ -11,9 +11,8 @@ import torch
 from coatcheck.engine.model.attention import KVPool, Packed, Segment
 from coatcheck.engine.model.embedding_cache import EmbeddingCache
 from coatcheck.engine.model.sampling import Sampler
-from coatcheck.engine.records import Admit, Work
+from coatcheck.engine.records import Admit, Sampling, Work
 from coatcheck.engine.strategies.inputs import MultimodalInputs, MultimodalItem
-from coatcheck.intake.records import Sampling
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ from coatcheck.engine.model.runner import Outcome, Runner
 from coatcheck.engine.ranks.available import Available
 from coatcheck.engine.ranks.lane import Job, Lane
 from coatcheck.engine.ranks.recorder import Recorder
-from coatcheck.engine.records import Admit, Arrived, Plan, Report
+from coatcheck.engine.records import Admit, Arrived, Plan, Report, Sampling
 from coatcheck.engine.strategies.base import Exchange, Materializer, Strategy
 from coatcheck.engine.strategies.inputs import MultimodalInputs
 from coatcheck.engine.strategies.timing import Timing
 from coatcheck.errors import ArenaError, MaterializeError, RankLost, RanksDisagree, UnknownStrategy
-from coatcheck.intake.records import Sampling, tensors
+from coatcheck.intake.records import tensors
 from coatcheck.stopwatch import Spent, Stopwatch
 from coatcheck.wire import Buffer
 

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 
 from coatcheck.engine.model.runner import Outcome, Runner
 from coatcheck.engine.ranks.admission import Rejection
-from coatcheck.engine.records import Admit, Consumed, Report, Verified, Work
+from coatcheck.engine.records import Admit, Consumed, Report, Sampling, Verified, Work
 from coatcheck.engine.strategies.inputs import MultimodalInputs
-from coatcheck.intake.records import Sampling
 
 OPEN_KEPT = 1024  # requests whose digests are incomplete, the newest: one that was aborted never gets complete
 

@@ -35,10 +35,10 @@ from coatcheck.engine.model.positions import ModelPositions
 from coatcheck.engine.ranks.admission import Ledger
 from coatcheck.engine.ranks.lane import Job, Lane
 from coatcheck.engine.ranks.plan_broadcast import PlanChannel
-from coatcheck.engine.records import Admit, Arrived, Plan
+from coatcheck.engine.records import Admit, Arrived, Plan, Sampling
 from coatcheck.engine.strategies.materialize import Materialize, no_arena
 from coatcheck.engine.strategies.table import is_background
-from coatcheck.intake.records import Item, Sampling, Tensor
+from coatcheck.intake.records import Item, Tensor
 from coatcheck.pixels import PixelTable, image_processor
 from coatcheck.wire import Buffer, Decoder, send, split
 
