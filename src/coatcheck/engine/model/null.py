@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from coatcheck.engine.model.runner import Outcome
+from coatcheck.engine.model.runner import Outcome, prefilled
 from coatcheck.engine.records import Admit, Sampling, Work
 from coatcheck.engine.strategies.inputs import MultimodalInputs
 
@@ -63,8 +63,8 @@ class NullRunner:
     def execute(self, work: Sequence[Work]) -> Outcome:
         """See :class:`coatcheck.engine.model.runner.Runner`."""
         time.sleep(self._step_s)
-        outcome = Outcome()
-        broken = self._finish_prefills([part.request for part in work if part.sample and part.token is None])
+        outcome = Outcome(consumed=prefilled(work))
+        broken = self._finish_prefills(outcome.consumed)
         if not self._samples:
             return outcome
         for part in work:
