@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import threading
 import weakref
 
 import pytest
 
-from coatcheck.delivery.preparer import Preparer, reason
+from coatcheck.delivery.preparer import Failure, Preparer
 from coatcheck.errors import MaterializeError, RankLost, RanksDisagree
 
 
@@ -59,12 +61,32 @@ def test_what_goes_wrong_is_the_request_s_failure() -> None:
     def fail() -> Inputs:
         raise MaterializeError("no pixels")
 
-    error = preparer.prepare("a", fail)
-    assert isinstance(error, MaterializeError)
-    assert reason(error) == "MaterializeError: no pixels"
-    assert reason(MemoryError()) == "MemoryError"
+    failure = preparer.prepare("a", fail)
+    assert failure == Failure(MaterializeError, "no pixels")
+    assert str(failure) == "MaterializeError: no pixels"
+    assert str(Failure(MemoryError, "")) == "MemoryError"
     preparer.drop("a")
     assert len(preparer) == 0
+
+
+def test_what_failed_is_let_go_of_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coatcheck.delivery.preparer.log", logging.Logger("nobody's", logging.CRITICAL))
+    preparer = Preparer[Inputs](0)
+    ends: list[weakref.ref[Inputs]] = []
+
+    def fail() -> Inputs:
+        lent = Inputs()
+        ends.append(weakref.ref(lent))
+        raise ValueError("SGLang's")
+
+    gc.collect()
+    gc.disable()
+    try:
+        failure = preparer.prepare("a", fail)
+        assert failure is not None
+        assert ends[0]() is None, "only the garbage collector would end it"
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("broken", [RankLost("gone"), RanksDisagree("out of step")])

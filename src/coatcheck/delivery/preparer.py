@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from coatcheck.errors import CoatcheckError, RankLost, RanksDisagree
@@ -21,6 +22,17 @@ from coatcheck.errors import CoatcheckError, RankLost, RanksDisagree
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a request could not be prepared. It refers to nothing, unlike an exception, whose frames hold the inputs."""
+
+    kind: type[Exception]
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.__name__}: {self.text}" if self.text else self.kind.__name__
 
 
 class Preparer(Generic[T]):
@@ -41,7 +53,7 @@ class Preparer(Generic[T]):
         with self._lock:
             return request in self._prepared
 
-    def prepare(self, request: str, make: Callable[[], T]) -> Exception | None:
+    def prepare(self, request: str, make: Callable[[], T]) -> Failure | None:
         """Makes the inputs and keeps them. What went wrong with this request, or None: the caller reports it.
 
         Raises RankLost and RanksDisagree, which are no failure of this request: the group is broken.
@@ -51,9 +63,15 @@ class Preparer(Generic[T]):
         except (RankLost, RanksDisagree):
             raise
         except Exception as error:
-            trace = None if isinstance(error, CoatcheckError) else error  # what we expect says enough
-            log.warning("rank %d could not prepare request %s: %s", self._rank, request, reason(error), exc_info=trace)
-            return error
+            failure = Failure(type(error), str(error))
+            log.warning(
+                "rank %d could not prepare request %s: %s",
+                self._rank,
+                request,
+                failure,
+                exc_info=None if isinstance(error, CoatcheckError) else error,  # what we expect says enough
+            )
+            return failure
         with self._lock:
             if request in self._prepared:
                 self._prepared[request] = made, time.monotonic()
@@ -79,8 +97,3 @@ class Preparer(Generic[T]):
     def __len__(self) -> int:
         """Requests that were neither claimed nor dropped."""
         return len(self._prepared)
-
-
-def reason(error: Exception) -> str:
-    """What a rank reports of it."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

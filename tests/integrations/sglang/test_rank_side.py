@@ -20,6 +20,7 @@ import torch
 import zmq
 
 from coatcheck.arena import Arena
+from coatcheck.delivery import preparer
 from coatcheck.errors import ConfigError
 from coatcheck.integrations.sglang import codec
 from coatcheck.integrations.sglang.codec import LARGE

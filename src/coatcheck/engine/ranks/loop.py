@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 from coatcheck.arena import ArenaReader
 from coatcheck.arena.handle import Handle
 from coatcheck.delivery.leases import give_back
-from coatcheck.delivery.preparer import Preparer, reason
+from coatcheck.delivery.preparer import Preparer
 from coatcheck.delivery.records import Ready, Returned
 from coatcheck.engine.model.runner import Outcome, Runner
 from coatcheck.engine.ranks.available import Available
@@ -173,7 +173,7 @@ class Rank:
             inputs = strategy.carrier.deliver(arrived, frames, channel.exchange, materialize)
             return _Prepared(inputs, arrived.sampling, arrived.strategy)
 
-        error = self._preparer.prepare(arrived.request, prepared)
+        failure = self._preparer.prepare(arrived.request, prepared)
         self._recorder.delivered(
             arrived,
             strategy,
@@ -181,7 +181,7 @@ class Rank:
             materializing[0] if materializing else None,
             channel.exchange.carried - carried,
         )
-        channel.report(Ready(arrived.request, self._rank, reason(error) if error is not None else None))
+        channel.report(Ready(arrived.request, self._rank, None if failure is None else str(failure)))
 
     def _materialize_wanted(self, arrived: Arrived, frames: Sequence[Buffer]) -> MultimodalInputs:
         """A request that ended while it was queued costs a collective of a few bytes, no more."""

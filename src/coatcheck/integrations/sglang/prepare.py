@@ -115,13 +115,14 @@ class TicketPreparer(Generic[I]):
             self._preparer.drop(record.request)
             return
         self._preparer.expect(record.request)
-        error = self._preparer.prepare(record.request, lambda: self._make(record))
-        if error is None:
+        failure = self._preparer.prepare(record.request, lambda: self._make(record))
+        if failure is None:
             self._report(Ready(record.request, self._rank))
             return
         self._preparer.drop(record.request)
-        why = f"Multimodal inputs could not be prepared on rank {self._rank}: {str(error) or type(error).__name__}"
-        if isinstance(error, InputsRefused):
+        said = failure.text or failure.kind.__name__
+        why = f"Multimodal inputs could not be prepared on rank {self._rank}: {said}"
+        if issubclass(failure.kind, InputsRefused):
             self._report(Ready(record.request, self._rank, why))
         else:
             self._report(Failed(record.request, self._rank, why))
