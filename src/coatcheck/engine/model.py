@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
 
 from coatcheck.engine.attention import NAME as ATTENTION
+from coatcheck.engine.attention import packed_attention
 from coatcheck.engine.checkpoint import check_divides, read_config
+
+AttentionInterface.register(ATTENTION, packed_attention)
 
 AllReduce = Callable[[torch.Tensor], None]  # sums in place over the ranks
 
