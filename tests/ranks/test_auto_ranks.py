@@ -16,7 +16,7 @@ from tests.support.engine import Engine
 from tests.support.faulty_rank import LACKING
 from tests.support.workload import Workload
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.processes]
 
 WAIT_S = 10.0
 SMALL, LARGE = [(2, 2)], [(8, 8)]  # 18,816 and 301,056 bytes

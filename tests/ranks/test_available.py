@@ -11,7 +11,7 @@ from tests.support.engine import Engine
 from tests.support.faulty_rank import LACKING
 from tests.support.workload import Workload
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.processes]
 
 REASON = "rank {}: ModuleNotFoundError: No module named 'coatcheck.strategies.a_module_that_is_not_there'"
 

@@ -22,7 +22,7 @@ from tests.support.engine import Engine
 from tests.support.processes import runs
 from tests.support.workload import Workload
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.processes]
 
 IDLE_SHARE = 0.02  # of a core; the limit
 IDLE_S = 8.0

@@ -12,7 +12,7 @@ from coatcheck.ranks.config import RankConfig
 from tests.support.engine import Engine
 from tests.support.workload import Workload
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.processes]
 
 GRID = (16, 16)
 PAYLOAD = 16 * 16 * 1176 * 4

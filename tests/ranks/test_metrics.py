@@ -15,7 +15,7 @@ from coatcheck.strategies.table import STRATEGIES
 from tests.support.engine import Engine
 from tests.support.workload import Workload
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.processes]
 
 WAIT_S = 10.0
 REQUESTS = 3
