@@ -15,7 +15,7 @@ from tests.support.clips import clip, noise
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.processes]
 
-FEW = ("--requests", "4", "--concurrency", "3", "--rounds", "2", "--output-tokens", "4")
+FEW = ("--requests", "4", "--concurrency", "3", "--rounds", "2", "--output-tokens", "4", "--arena-mib", "64")
 SMALL = ("--image", "112x112")
 
 
