@@ -4,15 +4,27 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+PARALLEL := -n 2 --dist loadscope --no-loadscope-reorder
+
 PEERS := sglang sglang-17a57fd86 vllm ray
 
-.PHONY: run test test-sglang check format clean peers
+.PHONY: run test test-fast test-slow test-sglang check format clean peers
 
 run: $(VENV)/installed
 	$(BIN)/coatcheck serve $(ARGS)
 
+# All but "slow": in two processes of pytest-xdist what may run beside other tests, then what may not.
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -m 'not slow and not serial' $(PARALLEL)
+	$(BIN)/pytest -m 'not slow and serial'
+
+# Without what starts ranks, servers or benchmarks.
+test-fast: $(VENV)/installed
+	$(BIN)/pytest -m 'not slow and not serial and not processes' $(PARALLEL)
+
+# What takes long.
+test-slow: $(VENV)/installed
+	$(BIN)/pytest -m slow
 
 # With real SGLang servers on the CPU, in an environment of 3 GB; see tests/sglang/README.md.
 test-sglang: $(VENV)/installed .peers/sglang/coatcheck

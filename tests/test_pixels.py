@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,6 +86,42 @@ def test_a_processor_that_looks_at_more_than_the_value_is_refused(processor: Any
 
     with pytest.raises(ConfigError, match=r"--pixels: .* use float32"):
         PixelTable.of(Vignette())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"do_normalize": False},
+        {"do_rescale": False},
+        {"rescale_factor": 1 / 127.5, "image_mean": [1.0, 1.0, 1.0], "image_std": [0.5, 0.25, 0.3]},
+        {"patch_size": 16, "temporal_patch_size": 4},
+        None,  # nothing but the defaults
+    ],
+    ids=str,
+)
+def test_the_table_read_from_json_is_the_processor_s(tmp_path: Path, changed: dict[str, Any] | None) -> None:
+    config = {"image_processor_type": "Qwen2VLImageProcessor"}
+    if changed is not None:
+        config = json.loads((DEFAULT_MODEL / "preprocessor_config.json").read_text()) | changed
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    PixelTable.read(tmp_path).check(image_processor(tmp_path))
+
+
+@pytest.mark.parametrize(("name", "value"), [("do_normalize", False), ("patch_size", 16), ("temporal_patch_size", 4)])
+def test_a_processor_that_does_not_do_what_its_file_says_is_refused(name: str, value: Any) -> None:
+    other = image_processor(DEFAULT_MODEL)
+    setattr(other, name, value)
+    with pytest.raises(ConfigError, match=r"--pixels: .* use float32"):
+        PixelTable.read(DEFAULT_MODEL).check(other)
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"image_mean": [1, 2]}'])
+def test_a_preprocessor_config_that_cannot_be_read(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "preprocessor_config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"--model: .*preprocessor_config\.json"):
+        PixelTable.read(tmp_path)
 
 
 def test_a_directory_without_a_processor(tmp_path: Any) -> None:

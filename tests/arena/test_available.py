@@ -195,6 +195,7 @@ def test_what_is_not_refused_does_fit_a_real_limit() -> None:
     assert int(mebi) > 400
 
 
+@pytest.mark.processes
 def test_a_server_with_too_large_an_arena_says_so_in_one_line() -> None:
     done = in_group(700 * MIB, sys.executable, "-m", "coatcheck", "serve", "--port", "0", "--arena-mib", "4096")
     assert done.returncode == 2, (done.returncode, done.stderr)

@@ -32,7 +32,10 @@ OURS = ("coatcheck-handle", "coatcheck-handle-f32", "coatcheck-dict", "torch-obj
 MB = 0.08  # 16 patches
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.timeout(240)  # starting ranks is bounded by itself
+pytestmark = [
+    pytest.mark.timeout(240),  # starting ranks is bounded by itself
+    pytest.mark.processes,
+]
 
 
 def quiet(text: str) -> None:

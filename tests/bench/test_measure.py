@@ -13,9 +13,9 @@ import pytest
 from coatcheck.engine.strategies.table import NAMES, is_compact
 from tests.support.clips import clip, noise
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.processes]
 
-FEW = ("--requests", "4", "--concurrency", "3", "--rounds", "2", "--output-tokens", "4")
+FEW = ("--requests", "4", "--concurrency", "3", "--rounds", "2", "--output-tokens", "4", "--arena-mib", "64")
 SMALL = ("--image", "112x112")
 
 
@@ -55,7 +55,9 @@ def test_all_strategies_on_bare_ranks_consume_the_same(tmp_path: Path) -> None:
             assert ("broadcast" in phases) == (not name.startswith("handle")), "a handle needs no second collective"
 
 
-@pytest.mark.parametrize("options", [("--input", "tensors", "--runner", "null"), ("--input", "http")])
+@pytest.mark.parametrize(
+    "options", [("--input", "tensors", "--runner", "null"), ("--input", "http", "--runner", "null")]
+)
 def test_a_video_in_each_request(tmp_path: Path, options: tuple[str, ...]) -> None:
     film = tmp_path / "film.mp4"
     film.write_bytes(clip(48, picture=noise(64, 48)))
@@ -92,7 +94,18 @@ def test_a_whole_server_and_the_model(tmp_path: Path) -> None:
 
 
 def test_failures_are_told_and_are_the_exit_status(tmp_path: Path) -> None:
-    done = bench("--input", "tensors", "--strategies", "lazy", "--kv-tokens", "20", "--json", str(tmp_path / "a.json"))
+    done = bench(
+        "--input",
+        "tensors",
+        "--runner",
+        "null",
+        "--strategies",
+        "lazy",
+        "--kv-tokens",
+        "20",
+        "--json",
+        str(tmp_path / "a.json"),
+    )
     assert done.returncode == 1
     assert "KV tokens" in done.stderr
     run = runs(tmp_path / "a.json")["dict-inline"]

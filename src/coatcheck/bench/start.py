@@ -7,7 +7,7 @@ from coatcheck.bench.engine import Open
 from coatcheck.bench.http import HttpDriver
 from coatcheck.bench.tensors import TensorDriver
 from coatcheck.bench.workload import TensorWorkload, http_bodies
-from coatcheck.engine.model.checkpoint import check_divides, read_config
+from coatcheck.engine.model_files import check_divides, read_config
 
 
 def starter(config: BenchConfig) -> Open:

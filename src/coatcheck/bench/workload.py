@@ -19,7 +19,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from coatcheck.arena.handle import PixelForm, nbytes
 from coatcheck.bench import clip, noise
 from coatcheck.bench.config import MADE, BenchConfig
-from coatcheck.engine.model.checkpoint import read_config
+from coatcheck.engine.model_files import read_config
 from coatcheck.engine.records import Arrived, Sampling
 from coatcheck.engine.strategies.table import is_compact
 from coatcheck.errors import BadRequest, ConfigError

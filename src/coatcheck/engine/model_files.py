@@ -1,4 +1,7 @@
-"""What the front end reads from a model directory: small JSON files, no weights."""
+"""The one reader of a model directory's small JSON files: config.json and generation_config.json, no weights.
+
+It imports nothing heavy, so that a mistake in the model's directory is told before anything is started.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,40 @@ from typing import Any
 
 import msgspec
 
-from coatcheck.errors import ConfigError
+from coatcheck.errors import ConfigError, UnsupportedModel
+
+SUPPORTED = ("qwen2_5_vl",)
+
+
+class VisionConfig(msgspec.Struct, frozen=True):
+    """Of ``vision_config``; names and defaults are transformers' own (Qwen2_5_VLVisionConfig)."""
+
+    in_channels: int = 3
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    spatial_merge_size: int = 2
+    tokens_per_second: int = 4
+
+
+class TextConfig(msgspec.Struct, frozen=True):
+    """Of ``text_config``, which older checkpoints have at the top (Qwen2_5_VLTextConfig)."""
+
+    vocab_size: int = 152064
+
+
+class ModelConfig(msgspec.Struct, frozen=True):
+    """What a rank has to know to make a request's inputs, with or without a model (Qwen2_5_VLConfig)."""
+
+    text_config: TextConfig
+    vision_config: VisionConfig = VisionConfig()
+    image_token_id: int = 151655
+    video_token_id: int = 151656
+
+    @property
+    def patch_width(self) -> int:
+        """Values per patch, in the wide form (:mod:`coatcheck.pixels`)."""
+        vision = self.vision_config
+        return vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
 
 
 def read_json(path: Path, *, required: bool) -> dict[str, Any]:
@@ -22,17 +58,47 @@ def read_json(path: Path, *, required: bool) -> dict[str, Any]:
         raise ConfigError(f"--model: {path} cannot be read: {error}") from error
 
 
-def text_setting(config: dict[str, Any], key: str) -> Any:
-    """A setting of the language model: newer checkpoints keep it under ``text_config``, older ones at the top."""
+def text_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the language model: newer checkpoints keep them under ``text_config``, older ones at the top."""
     nested = config.get("text_config")
-    if isinstance(nested, dict) and nested.get(key) is not None:
-        return nested[key]
-    return config.get(key)
+    given = {key: value for key, value in nested.items() if value is not None} if isinstance(nested, dict) else {}
+    return {**config, **given}
+
+
+def read_config(model: Path) -> dict[str, Any]:
+    """The checkpoint's config.json. Raises ConfigError, or UnsupportedModel if the engine does not run it."""
+    config = read_json(model / "config.json", required=True)
+    kind = config.get("model_type")
+    if kind not in SUPPORTED:
+        raise UnsupportedModel(f"--model: {model} is a {kind!r} model; supported: {', '.join(SUPPORTED)}")
+    if text_settings(config).get("use_sliding_window"):
+        raise UnsupportedModel(f"--model: {model} uses sliding-window attention in its language layers; not supported")
+    return config
+
+
+def model_config(model: Path) -> ModelConfig:
+    """Of the checkpoint's config.json, without transformers, whose import takes seconds.
+
+    Raises ConfigError or UnsupportedModel, naming --model.
+    """
+    config = read_config(model)
+    try:
+        return msgspec.convert({**config, "text_config": text_settings(config)}, ModelConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"--model: {model / 'config.json'}: {error}") from error
+
+
+def check_divides(config: dict[str, Any], ranks: int) -> None:
+    """Raises ConfigError unless heads, KV heads and the MLP can be split evenly over ``ranks``."""
+    text = text_settings(config)
+    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        if text[name] % ranks:
+            raise ConfigError(f"--tp: {ranks} ranks do not divide the model's {name} ({text[name]})")
 
 
 def context_length(directory: Path, given: int | None) -> int:
     """Tokens of prompt and answer together: ``given``, or what config.json says. Raises ConfigError."""
-    value = text_setting(read_json(directory / "config.json", required=True), "max_position_embeddings")
+    value = text_settings(read_json(directory / "config.json", required=True)).get("max_position_embeddings")
     if not isinstance(value, int):
         if given is not None:
             return given
@@ -48,7 +114,7 @@ def stop_ids(directory: Path) -> tuple[int, ...]:
         read_json(directory / "generation_config.json", required=False),
         read_json(directory / "config.json", required=True),
     ):
-        value = text_setting(config, "eos_token_id")
+        value = text_settings(config).get("eos_token_id")
         if isinstance(value, int):
             return (value,)
         if isinstance(value, list) and value:

@@ -12,10 +12,11 @@ from coatcheck.bench.server import ServerProcess
 
 
 @pytest.mark.timeout(180)  # a server of two ranks is started
+@pytest.mark.processes
 def test_our_own_server() -> None:
     load = Load(clients=2, side=224, output_tokens=6, text_streams=1, ramp_s=1.0, window_s=4.0)
-    film = Load(clients=1, images=0, video="made", output_tokens=4, text_streams=0, ramp_s=0.0, window_s=15.0)
-    with ServerProcess("--tp", "2") as server:
+    film = Load(clients=1, images=0, video="made", output_tokens=4, text_streams=0, ramp_s=0.0, window_s=8.0)
+    with ServerProcess("--tp", "2", "--arena-mib", "256", "--runner", "null", "--step-ms", "1") as server:
         run = asyncio.run(measure(server.url, load, contender="ours", round=1, tp=2))
         assert run.errors == {} and run.requests_per_s > 0
         assert run.tokens_received == run.tokens_expected > 0  # it honours ignore_eos

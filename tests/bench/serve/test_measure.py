@@ -45,6 +45,7 @@ def measured(server: FakeServer, **more: Any) -> Run:
     return asyncio.run(measure(server.url, Load(**{**SMALL, **more}), contender="fake", round=1))
 
 
+@pytest.mark.serial
 def test_figures_are_the_servers_delays(server: FakeServer) -> None:
     server.behaviour = Behaviour(first_s=0.1, gap_s=0.02, text_gap_s=0.04, health_s=0.05)
     run = measured(server)
@@ -79,6 +80,7 @@ def test_no_picture_twice_nor_anything_left_under_way(server: FakeServer) -> Non
     assert not [child for child in psutil.Process().children() if "bench.serve.worker" in " ".join(child.cmdline())]
 
 
+@pytest.mark.serial
 def test_a_stall_shows_in_the_text_streams_and_in_what_is_due_meanwhile(server: FakeServer) -> None:
     def stall() -> None:
         server._loop.call_soon_threadsafe(time.sleep, 0.7)
@@ -136,6 +138,7 @@ def test_fields_that_a_server_refuses_are_left_out(
     assert run.tokens_received == run.tokens_expected
 
 
+@pytest.mark.serial
 def test_a_server_that_dies_in_the_window(server: FakeServer) -> None:
     timer = threading.Timer(3.5, server.die)
     timer.start()
@@ -168,6 +171,7 @@ def test_a_server_that_hangs_from_the_ramp_on_is_seen_and_bounded(server: FakeSe
     assert run.health_ms is not None and run.health_ms.max > 800  # since the ramp
 
 
+@pytest.mark.serial
 def test_a_request_beyond_its_time_is_an_error(server: FakeServer) -> None:
     server.behaviour.text_gap_s = 0.05
     run = measured(server, timeout_s=0.6)  # a text answer takes 50 s

@@ -13,6 +13,8 @@ from benchmarks.leftovers import run
 from benchmarks.presence import FILES, KINDS, left, look
 from training.evaluate import LARGE_BUCKETS, held_out
 
+pytestmark = [pytest.mark.processes]
+
 HOLDER = """
 import os, socket, tempfile
 inet, unix = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)

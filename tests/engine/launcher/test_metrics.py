@@ -17,7 +17,7 @@ from training.evaluate import held_out
 ROOT = Path(__file__).parents[3]
 WAIT_S = 15.0
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.processes]
 
 
 def documented() -> set[str]:
@@ -44,7 +44,7 @@ def value(text: str, sample: str) -> float | None:
 
 def test_a_server_tells_what_is_documented() -> None:
     assert len(documented()) > 25
-    with ServerProcess("--tp", "2", "--strategy", "object-background") as server:
+    with ServerProcess("--tp", "2", "--arena-mib", "64", "--workers", "1", "--strategy", "object-background") as server:
         samples = list(held_out(3, seed=5))
         asyncio.run(ask_all(server.url, samples, 2))
         deadline = time.monotonic() + WAIT_S

@@ -9,6 +9,10 @@ from coatcheck.bench.server import ServerProcess
 from coatcheck.engine.strategies.table import STRATEGIES
 from training.evaluate import LARGE_BUCKETS, held_out
 
+pytestmark = pytest.mark.processes
+
+OPTIONS = ("--tp", "2", "--arena-mib", "64", "--workers", "1", "--strategy-header")
+
 
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize(("script", "seen"), [(SMALL, (SIZE, 0)), (MISSING, None)], ids=["64 KiB", "missing"])
@@ -16,7 +20,7 @@ def test_answers_under_every_strategy(script: str, seen: tuple[int, int] | None)
     if reason := refusal():
         pytest.skip(f"no mount namespace is to be had: {reason}")
     (sample,) = held_out(1, 11, buckets=LARGE_BUCKETS)
-    with ServerProcess("--tp", "2", "--strategy-header", within=within(script)) as server:
+    with ServerProcess(*OPTIONS, within=within(script)) as server:
         assert shared_memory(server) == seen
         for strategy in STRATEGIES:
             assert answer(server, sample, strategy) == (sample.answer, strategy)

@@ -16,9 +16,10 @@ from coatcheck.engine.records import AutoRule
 from coatcheck.engine.strategies.table import NAMES
 from tests.support.faulty_rank import LACKING
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = [pytest.mark.timeout(150), pytest.mark.processes]
 
 TOKEN = "a-token-of-the-test"
+SMALL = ("--tp", "2", "--arena-mib", "64", "--runner", "null", "--strategy-header")
 
 
 class Client:
@@ -47,7 +48,7 @@ class Client:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    with ServerProcess("--tp", "2", "--strategy-header", environment={ADMIN_TOKEN: TOKEN}) as running:
+    with ServerProcess(*SMALL, environment={ADMIN_TOKEN: TOKEN}) as running:
         yield running
 
 
@@ -86,7 +87,7 @@ def test_the_token_reaches_no_child_and_no_log(server: ServerProcess) -> None:
 
 def test_a_strategy_that_one_rank_lacks_falls_back() -> None:
     environment = {ADMIN_TOKEN: TOKEN, LACKING: "object@1"}
-    options = ("--tp", "2", "--strategy", "object-inline", "--strategy-header")
+    options = (*SMALL, "--workers", "1", "--strategy", "object-inline")
     with ServerProcess(*options, environment=environment, module="tests.support.faulty_server") as server:
         client = Client(server)
         text, used = client.ask()

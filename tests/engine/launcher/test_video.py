@@ -13,13 +13,14 @@ from coatcheck.bench.server import ServerProcess
 from coatcheck.engine.strategies.table import STRATEGIES
 from tests.support.clips import clip, noise
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = [pytest.mark.timeout(150), pytest.mark.processes]
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    options = ("--tp", "2", "--strategy-header", "--verify", "--max-video-seconds", "5", "--encode-patches", "512")
-    with ServerProcess(*options) as running:
+    small = ("--tp", "2", "--arena-mib", "64", "--workers", "1")
+    options = ("--strategy-header", "--verify", "--max-video-seconds", "5", "--encode-patches", "512")
+    with ServerProcess(*small, *options) as running:
         yield running
 
 

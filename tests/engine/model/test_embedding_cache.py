@@ -23,7 +23,7 @@ from coatcheck.engine.strategies.table import STRATEGIES
 from tests.support.engine import Engine, Result
 from tests.support.workload import Request, Workload
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = [pytest.mark.timeout(150), pytest.mark.processes]
 
 WAIT_S = 10.0  # for a snapshot: they come once a second
 PICTURE = [(8, 8)]

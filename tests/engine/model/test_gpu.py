@@ -12,7 +12,7 @@ from tests.support.workload import Workload
 
 GPUS = torch.cuda.device_count()
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300), pytest.mark.processes]
 
 GRIDS: list[list[tuple[int, int]]] = [[], [(8, 8)], [(8, 12), (16, 8)], [(32, 32)]]
 

@@ -16,7 +16,7 @@ from tests.support.engine import Engine
 from tests.support.faulty_rank import LACKING
 from tests.support.workload import Workload
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.processes]
 
 WAIT_S = 10.0
 SMALL, LARGE = [(2, 2)], [(8, 8)]  # 18,816 and 301,056 bytes
@@ -47,7 +47,7 @@ def spans(directory: Path, rank: int, request: str) -> set[tuple[str, str]]:
 
 def test_small_rides_inside_large_goes_by_handle_and_load_goes_to_the_lane(workload: Workload, tmp_path: Path) -> None:
     ranks = RankConfig(auto_inside_bytes=KIB_20, trace=str(tmp_path))
-    with Engine(DEFAULT_MODEL, 2, ranks) as engine:
+    with Engine(DEFAULT_MODEL, 2, ranks, runner="null", step_ms=2) as engine:
         assert engine.ready.auto.inside_bytes == KIB_20
         assert engine.ready.auto.timing == "measured"
         assert 0 < engine.ready.auto.handover_s < 1
@@ -56,7 +56,6 @@ def test_small_rides_inside_large_goes_by_handle_and_load_goes_to_the_lane(workl
             engine.submit(request.arrived, request.frames)
             (result,) = engine.wait(request.arrived.request)
             assert result.digest == workload.digest(request)
-            assert result.tokens == workload.generate(request)
         assert until_chosen(engine, 3) == {"dict-inline": 2, "handle-inline": 1}
         running = workload.request("running", "auto", LARGE, sampling=Sampling(500))
         engine.submit(running.arrived, running.frames)
@@ -87,7 +86,7 @@ def test_small_rides_inside_large_goes_by_handle_and_load_goes_to_the_lane(workl
 
 
 def test_without_options_all_is_measured(workload: Workload) -> None:
-    with Engine(DEFAULT_MODEL, 2) as engine:
+    with Engine(DEFAULT_MODEL, 2, runner="null") as engine:
         inside = engine.ready.auto.inside_bytes
         assert inside is not None
         assert LEAST_BYTES <= inside <= MOST_BYTES
@@ -95,7 +94,7 @@ def test_without_options_all_is_measured(workload: Workload) -> None:
 
 
 def test_options_leave_nothing_to_measure(workload: Workload) -> None:
-    with Engine(DEFAULT_MODEL, 1, RankConfig(auto_inside_bytes=0, auto_timing="background")) as engine:
+    with Engine(DEFAULT_MODEL, 1, RankConfig(auto_inside_bytes=0, auto_timing="background"), runner="null") as engine:
         assert (engine.ready.auto.inside_bytes, engine.ready.auto.timing) == (0, "background")
         assert engine.ready.auto.handover_s == 0, "measured for nothing"
         request = workload.request("small", "auto", SMALL)
@@ -106,7 +105,7 @@ def test_options_leave_nothing_to_measure(workload: Workload) -> None:
 
 def test_where_a_rank_cannot_take_handles_everything_rides(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(LACKING, "handle@1")
-    with Engine(DEFAULT_MODEL, 2) as engine:  # all that it measures, it measures without handles
+    with Engine(DEFAULT_MODEL, 2, runner="null") as engine:  # all that it measures, it measures without handles
         assert engine.ready.auto.inside_bytes is None
         request = workload.request("large", "auto", LARGE)
         engine.submit(request.arrived, request.frames)

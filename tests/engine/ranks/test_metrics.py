@@ -15,7 +15,7 @@ from coatcheck.engine.strategies.table import STRATEGIES
 from tests.support.engine import Engine
 from tests.support.workload import Workload
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.processes]
 
 WAIT_S = 10.0
 REQUESTS = 3
@@ -32,7 +32,7 @@ def stalls(snapshot: Snapshot | None) -> dict[str, float]:
 
 
 def test_every_rank_counts_every_request(workload: Workload, tmp_path: Path) -> None:
-    with Engine(DEFAULT_MODEL, 2, RankConfig(trace=str(tmp_path))) as engine:
+    with Engine(DEFAULT_MODEL, 2, RankConfig(trace=str(tmp_path)), runner="null") as engine:
         names: list[str] = []
         texts: list[str] = []
         for strategy in STRATEGIES:

@@ -14,6 +14,8 @@ import sys
 
 import pytest
 
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
+
 RANK = """
 import os, sys, time
 from concurrent.futures import ThreadPoolExecutor

@@ -186,7 +186,11 @@ def test_a_body_that_is_too_large_for_a_socket_cannot_travel() -> None:
         pack(np.zeros(MOST_BODY, np.uint8), [], [])
 
 
-@pytest.mark.parametrize("evil", [Evil(), Stranger(), Stranger, OrderedDict.fromkeys], ids=repr)
+@pytest.mark.parametrize(
+    "evil",
+    [Evil(), Stranger(), Stranger, OrderedDict.fromkeys],
+    ids=["evil", "instance", "class", "method"],
+)
 def test_a_pickle_that_names_something_else_is_refused(evil: Any) -> None:
     with pytest.raises(MaterializeError, match="not allowed"):
         unpack(pickle.dumps(evil), [])

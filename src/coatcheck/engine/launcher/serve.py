@@ -18,7 +18,7 @@ from rich.console import Console
 from coatcheck.engine.config import ADMIN_TOKEN, ServeConfig
 from coatcheck.engine.http.front_end import FrontEnd
 from coatcheck.engine.launcher.processes import RankProcesses, watch
-from coatcheck.engine.model.checkpoint import check_divides, read_config
+from coatcheck.engine.model_files import check_divides, read_config
 from coatcheck.engine.ranks.settings import RankSettings
 from coatcheck.engine.records import AutoRule
 from coatcheck.engine.strategies.table import FALLBACK

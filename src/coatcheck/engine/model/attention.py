@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
-NAME = "coatcheck_packed"  # as registered with transformers
+NAME = "coatcheck_packed"  # as coatcheck.engine.model.qwen2_5_vl registers it with transformers
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,3 @@ def packed_attention(
             enable_gqa=query.shape[1] != key.shape[1],
         )
     return out.transpose(1, 2), None
-
-
-AttentionInterface.register(NAME, packed_attention)

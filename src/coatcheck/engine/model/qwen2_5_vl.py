@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
 
 from coatcheck.engine.model.attention import NAME as ATTENTION
-from coatcheck.engine.model.checkpoint import check_divides, read_config
+from coatcheck.engine.model.attention import packed_attention
+from coatcheck.engine.model_files import check_divides, read_config
+
+AttentionInterface.register(ATTENTION, packed_attention)
 
 AllReduce = Callable[[torch.Tensor], None]  # sums in place over the ranks
 

@@ -15,16 +15,15 @@ from coatcheck.arena import ArenaAddress, ArenaReader
 from coatcheck.delivery.readiness import Readiness
 from coatcheck.delivery.records import Ready
 from coatcheck.engine.model.attention import KVPool
-from coatcheck.engine.model.checkpoint import check_divides, read_config
 from coatcheck.engine.model.config import EngineConfig
 from coatcheck.engine.model.embedding_book import EmbeddingBook
 from coatcheck.engine.model.embedding_cache import EmbeddingCache
 from coatcheck.engine.model.kv_regions import Regions
 from coatcheck.engine.model.null import NullRunner
 from coatcheck.engine.model.positions import ModelPositions
-from coatcheck.engine.model.qwen2_5_vl import load
 from coatcheck.engine.model.runner import ModelRunner, Runner
 from coatcheck.engine.model.schedule import Schedule
+from coatcheck.engine.model_files import check_divides, model_config, read_config
 from coatcheck.engine.ranks import calibrate
 from coatcheck.engine.ranks.admission import Admission
 from coatcheck.engine.ranks.auto import Auto
@@ -46,7 +45,7 @@ from coatcheck.engine.strategies.base import Exchange, Materializer
 from coatcheck.engine.strategies.materialize import Materialize
 from coatcheck.engine.strategies.materialize import no_arena as no_arena_here
 from coatcheck.errors import CoatcheckError, ConfigError
-from coatcheck.pixels import PixelTable, image_processor
+from coatcheck.pixels import PixelTable
 from coatcheck.process import die_with_parent, leave_signals_to_parent, set_name
 from coatcheck.sockets import PrivateEndpoint
 from coatcheck.wire import send
@@ -69,8 +68,9 @@ def run(settings: RankSettings, around: Callable[[Materializer, int], Materializ
         device = _device(settings.engine.device, size)
         if device.type == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // size))
+        load = _loader(settings.engine)
         group = join(device, settings.ranks.group_timeout_s)
-        if not _serve(settings, group, device, context, around):
+        if not _serve(settings, group, device, context, load, around):
             log.critical("rank %d: the lane did not end in time; the rank ends without it", rank)
             os._exit(1)  # its thread is inside a collective: neither groups nor sockets can be closed under it
         group.close()
@@ -87,22 +87,20 @@ def _serve(
     group: Group,
     device: torch.device,
     context: zmq.Context[zmq.Socket[bytes]],
+    load: Callable[[Group, torch.device], Any] | None,
     around: Callable[[Materializer, int], Materializer] | None,
 ) -> bool:
     reader, no_arena = _attach(settings.arena)
     available = agree(group.size, group.control, no_arena)
     engine = settings.engine
-    dtype: torch.dtype | str = getattr(torch, engine.dtype) if engine.dtype != "auto" else engine.dtype
-    if engine.dtype == "auto" and device.type == "cpu":
-        dtype = torch.float32  # CPUs have no fast bfloat16
-    model = load(engine.model, dtype, device, group.rank, group.size, group.all_reduce)
-    text, vision = model.config.text_config, model.config.vision_config
+    config = model_config(engine.model)
+    model = None if load is None else load(group, device)
     own = Materialize(
-        positions=ModelPositions(model.config),
-        image=model.config.image_token_id,
-        video=model.config.video_token_id,
-        merge=vision.spatial_merge_size,
-        width=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+        positions=ModelPositions(config),
+        image=config.image_token_id,
+        video=config.video_token_id,
+        merge=config.vision_config.spatial_merge_size,
+        width=config.patch_width,
         view=reader.view if reader is not None else no_arena_here,
         table=_table(engine),
     )
@@ -115,8 +113,10 @@ def _serve(
     inline: Exchange
     background: Exchange
     if group.rank == 0:
-        limit = engine.embedding_cache_bytes if engine.runner == "model" else 0
-        book = EmbeddingBook(limit, text.hidden_size * model.dtype.itemsize)
+        book = EmbeddingBook(limit=0, token_bytes=1)  # the null runner makes no embeddings
+        if model is not None:
+            row_bytes = model.config.text_config.hidden_size * model.dtype.itemsize
+            book = EmbeddingBook(engine.embedding_cache_bytes, row_bytes)
         role = _entry(settings, group, context, channel, available, auto, recorder, book)
         inline, background = EntryExchange(group.control), EntryExchange(group.lane)
     else:
@@ -129,10 +129,9 @@ def _serve(
         role.report(Ready(request, group.rank, reason))
 
     runner: Runner
-    if engine.runner == "null":
-        runner = NullRunner(
-            text.vocab_size, engine.step_ms / 1e3, group.size, group.rank == 0, device, group.all_reduce
-        )
+    if model is None:
+        vocabulary, step_s = config.text_config.vocab_size, engine.step_ms / 1e3
+        runner = NullRunner(vocabulary, step_s, group.size, group.rank == 0, device, group.all_reduce)
     else:
         runner = _model_runner(engine, group, model, device, failed, recorder)
     # To the front end; sockets belong to one thread each.
@@ -248,9 +247,27 @@ def _attach(address: ArenaAddress | None) -> tuple[ArenaReader | None, str]:
 def _table(engine: EngineConfig) -> PixelTable | None:
     """None: this model's pixels travel wide only. The front end, which makes them, says why."""
     try:
-        return PixelTable.of(image_processor(engine.model))
+        return PixelTable.read(engine.model)
     except ConfigError:
         return None
+
+
+def _loader(engine: EngineConfig) -> Callable[[Group, torch.device], Any] | None:
+    """Loads a rank's part of the model; None for the null runner, which does without.
+
+    To be made before the group is joined: it imports transformers, for seconds in which no other rank is to wait.
+    """
+    if engine.runner == "null":
+        return None
+    from coatcheck.engine.model.qwen2_5_vl import load
+
+    def loaded(group: Group, device: torch.device) -> Any:
+        dtype: torch.dtype | str = getattr(torch, engine.dtype) if engine.dtype != "auto" else engine.dtype
+        if engine.dtype == "auto" and device.type == "cpu":
+            dtype = torch.float32  # CPUs have no fast bfloat16
+        return load(engine.model, dtype, device, group.rank, group.size, group.all_reduce)
+
+    return loaded
 
 
 def _model_runner(

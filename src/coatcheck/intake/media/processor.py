@@ -36,7 +36,7 @@ class MediaProcessor:
         self._limits = limits
         self._remote = RemoteMedia(limits)
         if limits.pixels == "uint8":
-            PixelTable.of(self._processor)  # the ranks could not widen
+            PixelTable.read(model_dir).check(self._processor)  # else the ranks could not widen
         how = f"{transformers.__version__} {PIL.__version__} {self._processor.to_json_string()}"
         self._key = blake3(how.encode()).digest()  # the same bytes, processed otherwise, are another item
         self._video_key = blake3(f"{how} {videos.how(limits)}".encode()).digest()

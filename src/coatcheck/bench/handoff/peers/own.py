@@ -30,9 +30,9 @@ from coatcheck.bench.handoff.peers.gloo import join as join
 from coatcheck.bench.handoff.peers.pipe import Inbox, InboxRank, Outbox, Watch
 from coatcheck.delivery.readiness import Readiness
 from coatcheck.delivery.records import Ready, Returned
-from coatcheck.engine.model.checkpoint import read_config
 from coatcheck.engine.model.config import DEFAULT_MODEL
 from coatcheck.engine.model.positions import ModelPositions
+from coatcheck.engine.model_files import read_config
 from coatcheck.engine.ranks.admission import Admission
 from coatcheck.engine.ranks.lane import Job, Lane
 from coatcheck.engine.ranks.plan_broadcast import PlanChannel
