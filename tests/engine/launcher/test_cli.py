@@ -31,7 +31,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["--strategy", "fast"], "handle-inline, handle-background, auto, 17a57fd86"),
         (["--tp", "3"], "3 ranks do not divide the model's num_attention_heads (4)"),
         (["--tp", "0"], "--tp: 0 ranks; allowed: 1 to 64"),
-        (["--model", "/nowhere"], "--model: /nowhere has no readable config.json"),
+        (["--model", "/nowhere"], "--model: /nowhere has no config.json"),
         (["--workers", "0"], "--workers: 0 is not allowed"),
         (["--device", "tpu"], "--device: 'tpu' is not one of auto, cpu, cuda"),
         (["--kv-tokens", "0"], "--kv-tokens: 0 is less than 1"),
