@@ -8,7 +8,7 @@ PARALLEL := -n 2 --dist loadscope --no-loadscope-reorder
 
 PEERS := sglang sglang-17a57fd86 vllm ray
 
-.PHONY: run test test-fast test-slow test-sglang check format clean peers
+.PHONY: run test test-fast test-slow test-sglang docs check format clean peers
 
 run: $(VENV)/installed
 	$(BIN)/coatcheck serve $(ARGS)
@@ -30,6 +30,10 @@ test-slow: $(VENV)/installed
 test-sglang: $(VENV)/installed .peers/sglang/coatcheck
 	$(BIN)/pytest tests/sglang
 
+# The documentation as a site, in build/site; a broken link or a page without a place in the navigation is an error.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # All checks but the tests.
 check: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -44,7 +48,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "coatcheck needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet -e '.[bench]' --group test
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet -e '.[bench]' --group test --group docs
 	touch $@
 
 # What 'coatcheck bench handoff' compares with: an environment for each peer, 10 GB together; see peers/README.md.

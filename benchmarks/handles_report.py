@@ -48,6 +48,7 @@ def with_tables(text: str, reports: dict[str, Report]) -> str:
     """The document with its tables made anew."""
     whole = list(all_strategies(reports).values())
     made = {
+        "equal": _equal(reports),
         "throughput": _compared(whole, lambda run, base: f"{spread(run.qps, run.qps_interval)} ({_times(run, base)})"),
         "stall": _compared(whole, stalls),
         "size": _by_size(reports),
@@ -105,6 +106,23 @@ def _compared(reports: list[Report], figure: Callable[[Run, Run], str]) -> str:
         rows.append([str(report.environment["cores"]), *case(base), *(figure(run, base) for run in report.runs)])
     columns = [run.strategy for run in reports[0].runs] if reports else []
     return _table(["cores", "payload", "ranks", "at once", "", *columns], rows)
+
+
+def _equal(reports: dict[str, Report]) -> str:
+    """Requests/s with the same float32 bytes under every strategy; times dict-inline, times object-inline."""
+    rows = []
+    for name, tp in product(("image", "images"), (2, 4)):
+        whole, wide = reports[f"{name}-tp{tp}-c16"], reports[f"{name}-wide-tp{tp}"]
+        assert {run.concurrency for run in (*whole.runs, *wide.runs)} == {16}
+        strategies = {run.strategy: run for run in whole.runs}
+        bases = [strategies["dict-inline"], strategies[BASE]]
+        cells = [
+            f"{spread(run.qps, run.qps_interval)} ({' / '.join(_times(run, base) for base in bases)})"
+            for run in wide.runs
+        ]
+        given = (spread(base.qps, base.qps_interval) for base in reversed(bases))
+        rows.append([WORKLOADS[name], str(tp), *given, *cells])
+    return _table(["payload", "ranks", BASE, "dict-inline", *(run.strategy for run in wide.runs)], rows)
 
 
 def _cpu(of: StallQuantiles | None) -> float:

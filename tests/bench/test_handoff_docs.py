@@ -19,6 +19,7 @@ from benchmarks.handoff import (
     ordering_table,
     read,
     ready,
+    same_picture_table,
     with_tables,
 )
 from coatcheck.bench.handoff.contenders import ALL
@@ -105,3 +106,15 @@ def test_who_is_faster_is_listed_with_both_runs_ratios() -> None:
     rows = rows[2:]
     assert rows[0] == "| agreed | 2 | 25.8 | vllm-arena | 2 x | 1.25 x |"
     assert len(rows) == 4
+
+
+def test_the_same_picture_is_compared_at_the_bytes_that_each_carries_for_it() -> None:
+    made = report(
+        run("coatcheck-handle", 25.0, 1.0),
+        run("vllm-arena", 25.0, 9.0),
+        run("vllm-arena", 5.8, 2.0),
+        run("vllm-queue", 5.8, 0.5),
+        run("vllm-shm-store", 5.8, 1.0, failed="not installed"),
+    )
+    rows = same_picture_table({"first": made}).splitlines()[2:]
+    assert rows == ["| 2 | first | 1 | 2 (0.5 x) | 0.5 (2 x) | failed |"]
