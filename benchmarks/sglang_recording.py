@@ -47,7 +47,7 @@ def lag(front: NoFrontMetrics) -> None:
 def show(arena: Arena, front: NoFrontMetrics) -> None:
     """On the event loop, each second in which the arena was used."""
     arena.cancel(arena.reserve(1))
-    front.front(arena.statistics(), waiting=0, aside=False)
+    front.arena(arena.statistics(), waiting=0, aside=False)
 
 
 def main() -> None:

@@ -105,7 +105,7 @@ sys.meta_path.insert(0, Refuse())
 import coatcheck.arena.queue, coatcheck.intake.pool, coatcheck.intake.placement, coatcheck.intake.writer
 import coatcheck.delivery.preparer, coatcheck.delivery.readiness, coatcheck.delivery.leases
 import coatcheck.engine.strategies.materialize
-from coatcheck.integrations.sglang import front, plugin, prepare, rollcall, settings, support, targets
+from coatcheck.integrations.sglang import arena_owner, plugin, prepare, rollcall, settings, support, targets
 from coatcheck.engine.strategies.table import STRATEGIES, strategy_named
 [strategy_named(name) for name in STRATEGIES]
 """

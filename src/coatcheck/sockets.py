@@ -39,8 +39,15 @@ class PrivateEndpoint:
 
 
 def push(context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:
-    """A PUSH socket to a :class:`PrivateEndpoint`. It never blocks and loses nothing: for what is small."""
+    """A PUSH socket to an endpoint. It never blocks and loses nothing: for what is small, or bounded by its senders."""
     socket = context.socket(zmq.PUSH)
-    socket.sndhwm = 0  # no limit
+    socket.set_hwm(0)  # no limit
     socket.connect(address)
+    return socket
+
+
+def pull(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    """A PULL socket, to be bound or connected, that loses nothing: for what is small, or bounded by its senders."""
+    socket = context.socket(zmq.PULL)
+    socket.set_hwm(0)
     return socket

@@ -25,7 +25,7 @@ import pytest
 from benchmarks.presence import FILES, Presence, left, look
 from benchmarks.sglang_questions import Client
 from benchmarks.sglang_server import SglangServer
-from coatcheck.integrations.sglang.front import READY_TIMEOUT_S
+from coatcheck.integrations.sglang.arena_owner import READY_TIMEOUT_S
 from coatcheck.integrations.sglang.targets import CALLED, HOOKED, RECORDS, USED
 from tests.sglang.conftest import Page, Servers, until_idle
 from tests.support import sglang_changed, sglang_witness

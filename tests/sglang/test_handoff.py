@@ -19,7 +19,7 @@ def test_the_plugin_carries_what_is_measured(pytestconfig: pytest.Config, server
     report = measure(config, lambda text: None)
     assert [(run.contender, run.failed) for run in report.runs] == [(name, "") for name in PLUGIN]
     image, text = report.runs
-    # What is handed off, every rank has got: the benchmark compares checksums, and Front fails if SGLang carried it.
+    # What is handed off, every rank has got: the benchmark compares checksums, and fails if SGLang carried it.
     assert (len(image.samples), len(image.queued)) == (2, 2)
     assert image.carried_bytes == image.payload_bytes > 100 * text.carried_bytes
     assert image.stall_ms.entry is not None and image.stall_ms.entry.cpu_p50 > 0

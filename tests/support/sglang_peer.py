@@ -15,10 +15,10 @@ from blake3 import blake3
 from coatcheck.arena import ArenaAddress, ArenaReader
 from coatcheck.delivery.records import Ready, Returned
 from coatcheck.integrations.sglang import codec
+from coatcheck.integrations.sglang.arena_owner import RankAddress
 from coatcheck.integrations.sglang.codec import pack, unpack
-from coatcheck.integrations.sglang.front import RankAddress
 from coatcheck.integrations.sglang.records import (
-    Answer,
+    Alive,
     Attached,
     Failed,
     Goodbye,
@@ -56,7 +56,7 @@ class Package:
         self.body()
 
     def body(self) -> bytes:
-        """See :class:`coatcheck.integrations.sglang.front.Parcel`."""
+        """See :class:`coatcheck.integrations.sglang.arena_owner.Parcel`."""
         self.packed += 1
         return pack([*self.blocks, self._note], self.blocks, self.blocks)
 
@@ -74,7 +74,7 @@ class Peer:
         self.ranks = ranks
         self.attach = attach
         self.reports: Callable[[Ticket, int], Ready | Failed | None] = lambda ticket, rank: Ready(ticket.request, rank)
-        self.answers: Callable[[Probe, int], Answer | None] = lambda probe, rank: Answer(probe.number, rank)
+        self.answers: Callable[[Probe, int], Alive | None] = lambda probe, rank: Alive(probe.number, rank)
         self.told: list[list[Ticket | Withdrawn]] = [[] for _ in range(ranks)]
         self.probed: list[list[tuple[float, int]]] = [[] for _ in range(ranks)]
         self.arena: ArenaAddress

@@ -1,6 +1,6 @@
 """A rank without a model: SGLang's own receiver over gloo, with the plugin's hooks, in SGLang's interpreter.
 
-What it gets from the receiver it passes through ``Scheduler._get_multimodal_inputs``, holds, and tells the front.
+What it gets from the receiver it passes through ``Scheduler._get_multimodal_inputs``, holds, and tells the owner.
 Tuples that arrive are orders of the test; they ride in SGLang's broadcast, so that all ranks have them at the same
 position.
 """

@@ -34,7 +34,7 @@ from sglang.srt.runtime_context import get_context
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from coatcheck.arena.allocator import pages
-from coatcheck.integrations.sglang import front, tokenizer
+from coatcheck.integrations.sglang import arena_owner, tokenizer
 from coatcheck.integrations.sglang.rollcall import Facts
 from coatcheck.integrations.sglang.settings import Settings
 from coatcheck.process import PARENT
@@ -132,22 +132,22 @@ class Team:
         assert opening.ready is not None
 
     @property
-    def desk(self) -> tokenizer.Desk:
+    def side(self) -> tokenizer.TokenizerSide:
         """The plugin's, of the manager."""
-        found = tokenizer.desk(self.manager)
+        found = tokenizer.side(self.manager)
         assert found is not None
         return found
 
     @property
-    def front(self) -> front.Front:
+    def owner(self) -> arena_owner.ArenaOwner:
         """The arena's owner."""
-        assert self.desk.front is not None
-        return self.desk.front
+        assert self.side.owner is not None
+        return self.side.owner
 
     @property
     def held(self) -> int:
         """Bytes of the arena that are not free, or kept only for equal content."""
-        statistics = self.front.statistics()
+        statistics = self.owner.statistics()
         return statistics.reserved + statistics.in_use + statistics.quarantined
 
     async def until(self, done: Callable[[], bool]) -> None:
@@ -212,7 +212,7 @@ class Team:
         for process in self.processes:
             assert process.wait(WAIT_S) == 0
         deadline = time.monotonic() + WAIT_S
-        while self.desk.front is not None:  # it ends with its ranks
+        while self.side.owner is not None:  # it ends with its ranks
             assert time.monotonic() < deadline, "the arena outlives its ranks"
             time.sleep(0.05)
         self.directory.cleanup()
@@ -233,7 +233,7 @@ async def before_the_arena_is_open(team: Team) -> None:
     assert await team.everywhere("inputs", "early") != ()
     await team.finish("early")
     await team.attach()
-    assert team.desk.counts["carried"] == 0
+    assert team.side.counts["carried"] == 0
 
 
 async def the_same_inputs_are_lent_to_every_rank(team: Team) -> None:
@@ -257,7 +257,7 @@ async def the_same_inputs_are_lent_to_every_rank(team: Team) -> None:
 
 
 async def what_is_sent_again_is_written_once_and_given_back_as_often(team: Team) -> None:
-    before = team.front.statistics()
+    before = team.owner.statistics()
     original = request("", 128, seed=2)
     rids = [f"again-{number}" for number in range(4)]
     for rid in rids:
@@ -267,7 +267,7 @@ async def what_is_sent_again_is_written_once_and_given_back_as_often(team: Team)
         one.rid = rid
         await team.send(one)
         await team.everywhere("inputs", rid)
-    after = team.front.statistics()
+    after = team.owner.statistics()
     assert (after.reservations - before.reservations, after.hits - before.hits) == (1, 3)
     await team.finish(*rids[:3])
     await asyncio.sleep(0.3)
@@ -287,14 +287,14 @@ async def a_batch(team: Team) -> None:
 
 
 async def equal_pictures_in_other_prompts_are_one_block(team: Team) -> None:
-    before = team.front.statistics()
+    before = team.owner.statistics()
     for number, text in enumerate(("a question", "another")):
         one = request(f"about-{number}", 128, seed=40)
         one.mm_inputs.input_ids[0] += number
         one.input_text = text
         await team.send(one)
         await team.everywhere("inputs", one.rid)
-    after = team.front.statistics()
+    after = team.owner.statistics()
     assert (after.reservations - before.reservations, after.in_use) == (2, before.in_use + pages(128 * WIDTH * 4))
     await team.finish("about-0", "about-1")
     await team.given_back()
@@ -313,13 +313,13 @@ async def what_sglang_refuses_on_one_rank_is_rejected_on_all(team: Team) -> None
 
 
 async def a_fault_of_ours_on_one_rank_costs_nobody_anything(team: Team) -> None:
-    trouble = team.desk.counts["trouble"]
+    trouble = team.side.counts["trouble"]
     await team.plant(team.ranks - 1, "injected")
     await team.send(request("faulty", 64, 5))
     await team.send(request("next", 64, 6))
     for rid in ("faulty", "next"):
         await team.everywhere("inputs", rid)
-    assert team.desk.counts["trouble"] == trouble + 1
+    assert team.side.counts["trouble"] == trouble + 1
     await team.finish("faulty", "next")
     await team.given_back()
 
@@ -419,27 +419,27 @@ async def a_request_that_cannot_be_sent(team: Team) -> None:
 
 
 async def a_full_arena_leaves_it_to_sglang(team: Team) -> None:
-    carried = team.desk.counts["carried"]
+    carried = team.side.counts["carried"]
     large = 11000  # patches: 52 MB of 64
     await team.send(request("large", large, 11))
     await team.send(request("larger", large, 12))
     for rid in ("large", "larger"):
         await team.everywhere("inputs", rid)
-    assert team.desk.counts["carried"] == carried + 1
-    assert team.desk.counts["no room"] == 1
+    assert team.side.counts["carried"] == carried + 1
+    assert team.side.counts["no room"] == 1
     await team.finish("large", "larger")
     await team.given_back()
 
 
 async def until_it_carries(team: Team) -> None:
-    await team.until(lambda: team.front.carries)
+    await team.until(lambda: team.owner.carries)
 
 
 async def a_report_that_is_lost(team: Team) -> None:
     last = team.ranks - 1
     team.order("mute", last)
     await team.everywhere("mute", str(last))
-    start, trouble = time.monotonic(), team.desk.counts["trouble"]
+    start, trouble = time.monotonic(), team.side.counts["trouble"]
     losing = asyncio.create_task(team.send(request("lost", 64, 13)))
     await asyncio.sleep(0.2)
     await team.send(request("found", 64, 14))
@@ -448,13 +448,13 @@ async def a_report_that_is_lost(team: Team) -> None:
     await losing
     assert READY_TIMEOUT_S <= time.monotonic() - start < READY_TIMEOUT_S + 2
     await team.everywhere("inputs", "lost")
-    assert team.desk.counts["trouble"] == trouble + 1
+    assert team.side.counts["trouble"] == trouble + 1
     await team.send(request("meanwhile", 64, 15))
-    assert team.desk.counts["breaker open"] == 1
+    assert team.side.counts["breaker open"] == 1
     await until_it_carries(team)
-    carried = team.desk.counts["carried"]
+    carried = team.side.counts["carried"]
     await team.send(request("afterwards", 64, 16))
-    assert team.desk.counts["carried"] == carried + 1
+    assert team.side.counts["carried"] == carried + 1
     for rid in ("meanwhile", "afterwards"):
         await team.everywhere("inputs", rid)
     await team.finish("lost", "found", "meanwhile", "afterwards")
@@ -463,16 +463,16 @@ async def a_report_that_is_lost(team: Team) -> None:
 
 async def a_lane_that_stands_still_costs_one_wait(team: Team) -> None:
     await team.plant(0, 2 * READY_TIMEOUT_S)
-    start, counts = time.monotonic(), team.desk.counts.copy()
+    start, counts = time.monotonic(), team.side.counts.copy()
     rids = [f"stuck-{number}" for number in range(4)]
     await asyncio.gather(*(team.send(request(rid, 64, 50 + number)) for number, rid in enumerate(rids)))
     assert time.monotonic() - start < READY_TIMEOUT_S + 2
-    assert team.desk.counts["trouble"] == counts["trouble"] + 4
+    assert team.side.counts["trouble"] == counts["trouble"] + 4
     for number in range(4):
         start = time.monotonic()
         await team.send(request(f"later-{number}", 64, 60 + number))
         assert time.monotonic() - start < 1
-    assert team.desk.counts["breaker open"] == counts["breaker open"] + 4
+    assert team.side.counts["breaker open"] == counts["breaker open"] + 4
     for rid in (*rids, *(f"later-{number}" for number in range(4))):
         await team.everywhere("inputs", rid)
         await team.finish(rid)
@@ -485,7 +485,7 @@ async def a_session_goes_sglangs_own_way(team: Team) -> None:
     one.session_params = SessionParams(id="s")
     await team.send(one)
     await team.everywhere("inputs", "session")
-    assert team.desk.counts["session"] == 1
+    assert team.side.counts["session"] == 1
     assert team.held == 0
     await team.finish("session")
 
@@ -561,7 +561,7 @@ SCENARIOS: list[Callable[[Team], Awaitable[None]]] = [
 def hook(ranks: int) -> None:
     """As the plugin does, for the process in which the tokenizer is."""
     get_context().override_server_args(tp_size=ranks).install()
-    front.READY_TIMEOUT_S = READY_TIMEOUT_S
+    arena_owner.READY_TIMEOUT_S = READY_TIMEOUT_S
     for path, function in tokenizer.HOOKS.items():
         HookRegistry.register(path, function, HookType.AROUND)
     HookRegistry.apply_hooks()

@@ -14,8 +14,7 @@ from coatcheck.bench.config import BenchConfig
 from coatcheck.bench.files import check_writable, write_json
 from coatcheck.bench.handoff.command import handoff
 from coatcheck.bench.serve.command import serve
-from coatcheck.engine.model.config import DEFAULT_MODEL, EngineConfig
-from coatcheck.engine.options import (
+from coatcheck.engine.command import (
     ChunkTokens,
     Device,
     EncodePatches,
@@ -27,6 +26,7 @@ from coatcheck.engine.options import (
     StepMs,
     Tp,
 )
+from coatcheck.engine.model.config import DEFAULT_MODEL, EngineConfig
 from coatcheck.engine.strategies.table import NAMES, canonical
 from coatcheck.errors import ConfigError
 from coatcheck.process import quiet_libraries

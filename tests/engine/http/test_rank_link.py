@@ -11,7 +11,7 @@ import zmq
 import zmq.asyncio
 
 from coatcheck import wire
-from coatcheck.engine.http.rank_link import Answer, RankLink
+from coatcheck.engine.http.rank_link import RankLink, TokenStream
 from coatcheck.engine.records import Abort, Arrived, RanksReady, Rejected, Sampling, Stop, ToEntry, Tokens, Verified
 from coatcheck.errors import Overloaded, RankLost, RequestRejected
 from coatcheck.wire import Record
@@ -63,7 +63,7 @@ async def linked(queue: int = 256) -> AsyncIterator[tuple[RankLink, Peer]]:
         await link.close()
 
 
-async def words(answer: Answer) -> list[Tokens]:
+async def words(answer: TokenStream) -> list[Tokens]:
     return [word async for word in answer]
 
 

@@ -109,7 +109,7 @@ def test_who_waits_and_the_breaker_are_shown_as_they_are() -> None:
     read = registry.get_sample_value
     with Arena(1 << 20) as arena:
         for waiting, aside in ((3, True), (0, False)):  # the arena as it was
-            front.front(arena.statistics(), waiting, aside)
+            front.arena(arena.statistics(), waiting, aside)
             assert read("coatcheck_sglang_room_waiting") == waiting
             assert read("coatcheck_sglang_breaker_open") == aside
 
@@ -123,8 +123,8 @@ def test_the_arena_is_shown_as_it_is_and_its_counts_once() -> None:
             block = arena.find(request, b"d" * 32) or arena.reserve(5000)
             if request == "a":
                 arena.commit(request, block, 5000, b"d" * 32)
-            front.front(arena.statistics(), 0, False)
-            front.front(arena.statistics(), 0, False)
+            front.arena(arena.statistics(), 0, False)
+            front.arena(arena.statistics(), 0, False)
         statistics = arena.statistics()
     finally:
         arena.close()
@@ -139,7 +139,7 @@ def test_the_arena_is_shown_as_it_is_and_its_counts_once() -> None:
 
 PROCESS = """
 import sys, time
-from coatcheck.integrations.sglang import codec, front, opening, plugin, prepare, records, rollcall, targets
+from coatcheck.integrations.sglang import codec, arena_owner, opening, plugin, prepare, records, rollcall, targets
 from coatcheck.integrations.sglang.pace import Pace
 from coatcheck.integrations.sglang.metrics import FrontMetrics, rank_metrics
 assert "prometheus_client" not in sys.modules, "imported before SGLang has prepared for it"
@@ -150,7 +150,7 @@ if sys.argv[2] == "front":
     metrics = FrontMetrics()
     metrics.went("carried")
     metrics.went("carried")
-    metrics.front(front.Front(1 << 20, [], Pace(0.0)).statistics(), 2, True)
+    metrics.arena(front.ArenaOwner(1 << 20, [], Pace(0.0)).statistics(), 2, True)
     os._exit(0)  # as a server that is killed: what was measured has been written
 metrics = rank_metrics(True, int(sys.argv[2]))
 for _ in range(2):

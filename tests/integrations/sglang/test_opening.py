@@ -19,8 +19,8 @@ from coatcheck.arena.available import Available
 from coatcheck.errors import ConfigError
 from coatcheck.integrations.sglang import opening as module
 from coatcheck.integrations.sglang import rollcall
+from coatcheck.integrations.sglang.arena_owner import Trouble
 from coatcheck.integrations.sglang.codec import LARGE
-from coatcheck.integrations.sglang.front import Trouble
 from coatcheck.integrations.sglang.opening import Opening
 from coatcheck.integrations.sglang.records import Attached
 from coatcheck.integrations.sglang.rollcall import Facts
@@ -194,7 +194,7 @@ def test_whatever_goes_wrong_the_server_starts(
     def fail(*arguments: object) -> None:
         raise RuntimeError("no more sockets")
 
-    monkeypatch.setattr(module, "Front", fail)
+    monkeypatch.setattr(module, "ArenaOwner", fail)
     with opened() as (opening, _):
         assert opening.ready is None
         until(left.nothing, 2)
@@ -237,13 +237,13 @@ def children() -> Iterator[Children]:
 @pytest.mark.parametrize("while_it_waits", [False, True], ids=["idle", "with a request that waits"])
 def test_when_a_rank_s_process_ends_all_is_given_back(left: Left, children: Children, while_it_waits: bool) -> None:
     with opened(pids=children.pids) as (opening, peer):
-        front = opening.ready
-        assert front is not None
+        owner = opening.ready
+        assert owner is not None
 
         async def requests() -> None:
-            await front.check_in(Package(torch.zeros(LARGE)))  # in flight: no rank gives it back
+            await owner.check_in(Package(torch.zeros(LARGE)))  # in flight: no rank gives it back
             peer.reports = lambda ticket, rank: None
-            waits = asyncio.create_task(front.check_in(Package(torch.ones(LARGE))))
+            waits = asyncio.create_task(owner.check_in(Package(torch.ones(LARGE))))
             await asyncio.to_thread(peer.until_told, 2)
             children.end(1)
             with pytest.raises(Trouble, match="the ranks have ended"):
@@ -252,13 +252,13 @@ def test_when_a_rank_s_process_ends_all_is_given_back(left: Left, children: Chil
         if while_it_waits:
             asyncio.run(requests())
         else:
-            assert opening.ready is front
+            assert opening.ready is owner
             children.end(0)
         until(lambda: opening.ready is None, 2)
         until(left.nothing, 2)
-        assert not front.carries
+        assert not owner.carries
         with pytest.raises(Trouble):
-            asyncio.run(front.check_in(Package(torch.ones(LARGE))))
+            asyncio.run(owner.check_in(Package(torch.ones(LARGE))))
 
 
 def test_a_rank_that_ends_while_it_opens_is_one_warning(

@@ -23,10 +23,10 @@ from coatcheck.arena import Arena
 from coatcheck.delivery import preparer
 from coatcheck.errors import ConfigError
 from coatcheck.integrations.sglang import codec
+from coatcheck.integrations.sglang.arena_owner import ArenaOwner, RankAddress, Refused, Trouble
 from coatcheck.integrations.sglang.codec import LARGE
-from coatcheck.integrations.sglang.front import Front, RankAddress, Refused, Trouble
 from coatcheck.integrations.sglang.pace import Pace
-from coatcheck.integrations.sglang.records import Answer, Attached, Claim, Goodbye, Hello, Probe, Ticket, from_ranks
+from coatcheck.integrations.sglang.records import Alive, Attached, Claim, Goodbye, Hello, Probe, Ticket, from_ranks
 from coatcheck.sockets import PrivateEndpoint
 from coatcheck.wire import encode
 from tests.support.sglang_peer import Package, until
@@ -100,7 +100,7 @@ def test_it_tells_what_an_arena_s_size_follows_from(ranks: Any) -> None:
 
 
 class Line:
-    """What a rank is told and tells, without a front."""
+    """What a rank is told and tells, without a owner."""
 
     def __init__(self, tickets: str) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -143,7 +143,7 @@ def test_a_rank_answers_probes_in_their_turn(line: Line) -> None:
         assert line.hear() == Attached(0)
         for number in (1, 2):
             line.tell(Probe(number))
-            assert line.hear() == Answer(number, 0)
+            assert line.hear() == Alive(number, 0)
 
 
 def mappings() -> int:
@@ -161,18 +161,18 @@ def test_a_rank_that_is_dismissed_lets_go_of_the_arena(line: Line) -> None:
         until(lambda: mappings() == before, 5)
 
 
-# ---------------------------------------------------------------------- with a front
+# ---------------------------------------------------------------------- with a owner
 
 
 class Team:
-    """A front and one rank, in one process."""
+    """A owner and one rank, in one process."""
 
     def __init__(self, ranks: Any) -> None:
         self.ranks = ranks
         self.scheduler = scheduler()
         facts = ranks.join(self.scheduler)
-        self.front = Front(4 << 20, [RankAddress(facts.tickets, facts.pid)], Pace(0.0))
-        assert self.front.wait_attached(10) == ""
+        self.owner = ArenaOwner(4 << 20, [RankAddress(facts.tickets, facts.pid)], Pace(0.0))
+        assert self.owner.wait_attached(10) == ""
 
     def inputs(self, *features: torch.Tensor) -> Any:
         batch = sys.modules[f"{MANAGERS}.schedule_batch"]
@@ -187,7 +187,7 @@ class Team:
             def body(self) -> bytes:
                 return codec.pack(made, self.blocks, self.blocks)
 
-        return asyncio.run(self.front.check_in(Whole(*features)))
+        return asyncio.run(self.owner.check_in(Whole(*features)))
 
     def receive(self, claim: Claim) -> Any:
         """What the scheduler gets of its next request."""
@@ -198,7 +198,7 @@ class Team:
 
     @property
     def held(self) -> int:
-        statistics = self.front.statistics()
+        statistics = self.owner.statistics()
         return statistics.in_use + statistics.quarantined
 
 
@@ -206,7 +206,7 @@ class Team:
 def team(ranks: Any) -> Iterator[Team]:
     made = Team(ranks)
     yield made
-    made.front.close()
+    made.owner.close()
 
 
 def arenas() -> list[range]:
@@ -241,7 +241,7 @@ def test_a_block_comes_back_when_its_features_are_let_go_not_when_the_request_en
 
 
 def test_what_is_withdrawn_comes_back_and_what_is_refused_is_an_error_of_the_request(team: Team) -> None:
-    team.front.withdraw(team.announce(torch.rand(LARGE)))
+    team.owner.withdraw(team.announce(torch.rand(LARGE)))
     until(lambda: team.held == 0, 2)
     refusal = team.receive(Claim("", "IndexError"))
     assert refusal.message == "IndexError"

@@ -11,7 +11,7 @@ from coatcheck.arena.handle import Handle
 from coatcheck.delivery.records import Ready, Returned
 from coatcheck.errors import WireError
 from coatcheck.integrations.sglang.records import (
-    Answer,
+    Alive,
     Attached,
     Claim,
     Failed,
@@ -26,7 +26,7 @@ from coatcheck.wire import Record, encode
 
 TICKET = Ticket("7", b"\x80body", (Handle(4096, 1, (9,), "uint8"), Handle(8192, 2, (9,), "uint8")))
 DOWN = [Hello("[]", "ipc://x"), TICKET, Withdrawn("7"), Probe(3)]
-UP = [Attached(1), Attached(1, "why"), Ready("7", 0), Failed("7", 0, "why"), Returned("7", 0), Answer(3, 1)]
+UP = [Attached(1), Attached(1, "why"), Ready("7", 0), Failed("7", 0, "why"), Returned("7", 0), Alive(3, 1)]
 
 
 @pytest.mark.parametrize("record", DOWN, ids=lambda record: type(record).__name__)

@@ -44,7 +44,7 @@ class LinkStatistics:
     queued: int  # messages that the entry rank's queue has no room for yet
 
 
-class Answer:
+class TokenStream:
     """What the ranks say to one request: iterate over it; ``aclose`` before the last word aborts the request."""
 
     def __init__(self, link: RankLink, request: str) -> None:
@@ -57,7 +57,7 @@ class Answer:
         """Called by the link."""
         self._heard.put_nowait(word)
 
-    def __aiter__(self) -> Answer:
+    def __aiter__(self) -> TokenStream:
         return self
 
     async def __anext__(self) -> Tokens:
@@ -97,7 +97,7 @@ class RankLink:
         self.from_entry = from_entry or ""
         self._queue = queue
         self._on_returned = on_returned
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[str, TokenStream] = {}
         self._outbox: deque[tuple[ToEntry, Sequence[wire.Buffer]]] = deque()
         self._more = asyncio.Event()
         self._sent = asyncio.Event()
@@ -153,7 +153,7 @@ class RankLink:
         """Why the ranks are lost; None while they are not."""
         return self._lost
 
-    def submit(self, arrived: Arrived, frames: Sequence[wire.Buffer]) -> Answer:
+    def submit(self, arrived: Arrived, frames: Sequence[wire.Buffer]) -> TokenStream:
         """Hands a request on; entry sees requests in the order of these calls. The caller must not change ``frames``.
 
         Raises Overloaded if too many messages wait for the entry rank, RankLost if a rank is lost. What goes no
@@ -166,7 +166,7 @@ class RankLink:
             raise Overloaded("The ranks take requests more slowly than they come")
         if arrived.request in self._answers:
             raise ValueError(f"request {arrived.request} is under way already")
-        answer = self._answers[arrived.request] = Answer(self, arrived.request)
+        answer = self._answers[arrived.request] = TokenStream(self, arrived.request)
         self._post(arrived, frames)
         return answer
 

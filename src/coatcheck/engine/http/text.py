@@ -13,7 +13,7 @@ from typing import Literal
 
 from tokenizers import Tokenizer
 
-from coatcheck.engine.http.rank_link import Answer
+from coatcheck.engine.http.rank_link import TokenStream
 from coatcheck.engine.model_files import read_json
 from coatcheck.errors import ConfigError, Overloaded
 
@@ -126,7 +126,7 @@ class Piece:
 
 
 async def pieces(
-    answer: Answer, vocabulary: Vocabulary, stops: Sequence[str], gap: Callable[[float], None]
+    answer: TokenStream, vocabulary: Vocabulary, stops: Sequence[str], gap: Callable[[float], None]
 ) -> AsyncGenerator[Piece, None]:
     """One piece per message of the ranks. Leaving early, or a stop string, aborts the request on the ranks.
 

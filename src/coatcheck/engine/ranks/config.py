@@ -17,7 +17,9 @@ class RankConfig:
     heartbeat_s: float = 10.0  # a quiet entry rank sends an empty plan this often, or the process groups time out
     group_timeout_s: float = 120.0  # bound on every collective: a rank that hangs longer counts as lost
 
-    intake_bytes: int = 1 << 30  # payloads of requests not admitted yet that each rank holds (one request at least)
+    waiting_payload_bytes: int = (
+        1 << 30
+    )  # payloads of requests not admitted yet that each rank holds (one request at least)
     auto_inside_bytes: int | None = None  # under auto, payloads up to this ride beside the request; None: measured
     auto_timing: str = "measured"  # under auto: by load and measured costs, or always inline or background
     trace: str = ""  # directory for traces (see coatcheck.engine.ranks.trace); empty: none
@@ -27,8 +29,8 @@ class RankConfig:
             if getattr(self, name) <= 0:
                 option = name.removesuffix("_s").replace("_", "-")
                 raise ConfigError(f"--{option}: {getattr(self, name)} is not a positive number of seconds")
-        if self.intake_bytes < 0:
-            raise ConfigError(f"--intake-mib: {self.intake_bytes >> 20} is less than 0")
+        if self.waiting_payload_bytes < 0:
+            raise ConfigError(f"--waiting-payload-mib: {self.waiting_payload_bytes >> 20} is less than 0")
         if self.auto_inside_bytes is not None and self.auto_inside_bytes < 0:
             raise ConfigError(f"--auto-threshold-kib: {self.auto_inside_bytes >> 10} is less than 0")
         if self.auto_timing not in AUTO_TIMINGS:

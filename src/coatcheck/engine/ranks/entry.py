@@ -69,7 +69,7 @@ class EntryRole:
         regions: Regions,
         max_running: int,
         heartbeat_s: float,
-        intake_bytes: int,
+        waiting_payload_bytes: int,
         auto: Auto,
         recorder: Recorder,
     ) -> None:
@@ -80,7 +80,7 @@ class EntryRole:
         self._regions = regions
         self._max_running = max_running
         self._heartbeat_s = heartbeat_s
-        self._intake_bytes = intake_bytes
+        self._waiting_payload_bytes = waiting_payload_bytes
         self._auto = auto
         self._digests = Digests(admission.ranks)
         self._recorder = recorder
@@ -247,7 +247,7 @@ class EntryRole:
             return False
         held = sum(map(_payload, self._arrived.values()))
         first, _ = next(iter(self._incoming.values()))
-        return not held or held + _payload(first) <= self._intake_bytes
+        return not held or held + _payload(first) <= self._waiting_payload_bytes
 
     def _take_incoming(self, now: float) -> tuple[tuple[Arrived, ...], list[Buffer]]:
         if not self._incoming:

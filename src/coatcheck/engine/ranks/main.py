@@ -47,7 +47,7 @@ from coatcheck.engine.strategies.materialize import no_arena as no_arena_here
 from coatcheck.errors import CoatcheckError, ConfigError
 from coatcheck.pixels import PixelTable
 from coatcheck.process import die_with_parent, leave_signals_to_parent, set_name
-from coatcheck.sockets import PrivateEndpoint
+from coatcheck.sockets import PrivateEndpoint, pull, push
 from coatcheck.wire import send
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def _serve(
     else:
         runner = _model_runner(engine, group, model, device, failed, recorder)
     # To the front end; sockets belong to one thread each.
-    metrics, returns, lane_returns = (_push(context, settings.events) for _ in range(3))
+    metrics, returns, lane_returns = (push(context, settings.events) for _ in range(3))
     telemetry = Telemetry(group.rank, recorder.registry, metrics)
     rank = Rank(
         rank=group.rank,
@@ -168,14 +168,12 @@ def _entry(
     recorder: Recorder,
     book: EmbeddingBook,
 ) -> EntryRole:
-    reports = context.socket(zmq.PULL)
-    reports.set_hwm(0)  # bounded by the requests under way
+    reports = pull(context)
     group.store.set("reports", PrivateEndpoint(reports).address)
-    requests, events = context.socket(zmq.PULL), context.socket(zmq.PUSH)
-    events.set_hwm(0)  # bounded by the requests under way times their max_tokens
+    requests = context.socket(zmq.PULL)  # with a limit: what it does not take waits in the front end
     gone = requests.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     requests.connect(settings.requests)
-    events.connect(settings.events)
+    events = push(context, settings.events)
     pids: list[int] = [0] * group.size
     dist.all_gather_object(pids, os.getpid(), group=group.control)
     engine, unavailable = settings.engine, tuple(available.unavailable.items())
@@ -192,7 +190,7 @@ def _entry(
         regions=Regions(settings.engine.kv_tokens),
         max_running=settings.engine.max_running,
         heartbeat_s=settings.ranks.heartbeat_s,
-        intake_bytes=settings.ranks.intake_bytes,
+        waiting_payload_bytes=settings.ranks.waiting_payload_bytes,
         auto=auto,
         recorder=recorder,
     )
@@ -224,14 +222,7 @@ def _follower(group: Group, context: zmq.Context[zmq.Socket[bytes]], channel: Pl
 
 def _reports(group: Group, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
     """A way for one thread of this rank to report to the entry rank."""
-    return _push(context, group.store.get("reports").decode())
-
-
-def _push(context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:
-    socket = context.socket(zmq.PUSH)
-    socket.set_hwm(0)  # bounded by the requests under way
-    socket.connect(address)
-    return socket
+    return push(context, group.store.get("reports").decode())
 
 
 def _attach(address: ArenaAddress | None) -> tuple[ArenaReader | None, str]:

@@ -43,7 +43,7 @@ class NoFrontMetrics:
     def went(self, way: Way) -> None:
         """A request with inputs was sent on."""
 
-    def front(self, statistics: ArenaStatistics, waiting: int, aside: bool) -> None:
+    def arena(self, statistics: ArenaStatistics, waiting: int, aside: bool) -> None:
         """A snapshot, to be shown until the next; ``waiting``: for room; ``aside``: the breaker is open."""
 
     def waited(self, seconds: float) -> None:
@@ -97,7 +97,7 @@ class FrontMetrics(NoFrontMetrics):
         """Counts it."""
         self._requests[way].inc()
 
-    def front(self, statistics: ArenaStatistics, waiting: int, aside: bool) -> None:
+    def arena(self, statistics: ArenaStatistics, waiting: int, aside: bool) -> None:
         """Writes what is new since the last."""
         self._waiting.set(waiting)
         self._breaker.set(aside)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from coatcheck.arena.available import available
 from coatcheck.errors import ConfigError
-from coatcheck.integrations.sglang.front import Front, RankAddress
+from coatcheck.integrations.sglang.arena_owner import ArenaOwner, RankAddress
 from coatcheck.integrations.sglang.pace import Pace, sha256_seconds_per_byte
 from coatcheck.integrations.sglang.rollcall import Facts, stand_aside
 from coatcheck.integrations.sglang.settings import Settings
@@ -24,31 +24,31 @@ ATTACH_S = 60.0  # until every rank has mapped the arena, which takes tenths of 
 
 
 class Opening:
-    """One server's. ``ready`` is its front, once that carries requests."""
+    """One server's. ``ready`` is the arena's owner, once that carries requests."""
 
     def __init__(self, settings: Settings, ranks: Sequence[Facts]) -> None:
         self.settings = settings
         self._ranks = ranks
-        self._front: Front | None = None
+        self._owner: ArenaOwner | None = None
         self.done = threading.Event()  # opened, or not to be
         threading.Thread(target=self._open, name="coatcheck-opening", daemon=True).start()
 
     @property
-    def ready(self) -> Front | None:
+    def ready(self) -> ArenaOwner | None:
         """None: not yet, or not any more."""
-        return None if self._front is None or self._front.closed.is_set() else self._front
+        return None if self._owner is None or self._owner.closed.is_set() else self._owner
 
     def _open(self) -> None:
         set_name("coatcheck-opening")
         try:
             size, chosen = self._size()
             pace = Pace(sha256_seconds_per_byte())
-            front = Front(size, [RankAddress(rank.tickets, rank.pid) for rank in self._ranks], pace)
-            problem = front.wait_attached(ATTACH_S)
+            owner = ArenaOwner(size, [RankAddress(rank.tickets, rank.pid) for rank in self._ranks], pace)
+            problem = owner.wait_attached(ATTACH_S)
             if problem:
-                front.close()
+                owner.close()
                 raise ConfigError(problem)
-            self._front = front
+            self._owner = owner
             logger.info(
                 "coatcheck carries multimodal inputs to %d ranks: an arena of %d MiB (%s), %.0f%% of requests",
                 len(self._ranks), size // MIB, chosen, 100 * self.settings.share,

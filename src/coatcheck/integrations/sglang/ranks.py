@@ -39,7 +39,7 @@ from coatcheck.integrations.sglang.codec import unpack
 from coatcheck.integrations.sglang.metrics import rank_metrics
 from coatcheck.integrations.sglang.prepare import InputsRefused, TicketPreparer
 from coatcheck.integrations.sglang.records import (
-    Answer,
+    Alive,
     Attached,
     Claim,
     Failed,
@@ -53,7 +53,7 @@ from coatcheck.integrations.sglang.rollcall import Facts
 from coatcheck.integrations.sglang.sizing import token_bytes
 from coatcheck.integrations.sglang.support import metrics_wanted
 from coatcheck.process import set_name
-from coatcheck.sockets import PrivateEndpoint, push
+from coatcheck.sockets import PrivateEndpoint, pull, push
 from coatcheck.wire import encode
 
 log = logging.getLogger(__name__)
@@ -137,8 +137,7 @@ class RankSide:
         self._padded = model.__name__ in PADDED and model.__module__.startswith(_MODELS)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.linger = 0  # so that a rank can end
-        self._tickets = self._context.socket(zmq.PULL)
-        self._tickets.rcvhwm = 0  # what is announced is small, and is not lost
+        self._tickets = pull(self._context)
         self._endpoint = PrivateEndpoint(self._tickets)
         self._preparer = TicketPreparer[_Prepared](self._rank, self._prepare, self._report)
         self._leases: Leases  # the lane's, as is what follows
@@ -193,7 +192,7 @@ class RankSide:
                 elif not attached:
                     continue
                 elif isinstance(record, Probe):
-                    self._reports.send(encode(Answer(record.number, self._rank)))
+                    self._reports.send(encode(Alive(record.number, self._rank)))
                 else:
                     self._preparer.take(record)
             except Exception:  # in time, its request goes another way, for want of a report

@@ -9,7 +9,7 @@ Way of a start, and of a request::
     tokenizer -> (Withdrawn) -> every rank     instead, if there will be no claim
     every rank -> (Returned) -> tokenizer      when nothing lies over the request's blocks any more
     tokenizer -> (Goodbye) -> every rank       at the end, or if not every rank could attach
-    tokenizer -> (Probe) -> every rank -> (Answer) -> tokenizer     after a rank was silent, until all have answered
+    tokenizer -> (Probe) -> every rank -> (Alive) -> tokenizer     after a rank was silent, until all have answered
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Probe(Record, frozen=True):
     number: int
 
 
-class Answer(Record, frozen=True):
+class Alive(Record, frozen=True):
     """Rank -> tokenizer: it works off what it is told, up to that probe."""
 
     number: int
@@ -88,4 +88,4 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 to_ranks = Decoder[Hello | Ticket | Withdrawn | Probe | Goodbye](Hello | Ticket | Withdrawn | Probe | Goodbye)
-from_ranks = Decoder[Attached | Ready | Failed | Returned | Answer](Attached | Ready | Failed | Returned | Answer)
+from_ranks = Decoder[Attached | Ready | Failed | Returned | Alive](Attached | Ready | Failed | Returned | Alive)

@@ -26,8 +26,8 @@ from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import MultimodalProcessorOutput
 
 from coatcheck.errors import ArenaError
+from coatcheck.integrations.sglang.arena_owner import ArenaOwner, Refused, Trouble
 from coatcheck.integrations.sglang.codec import Remembered, Unpackable, large, leaves, pack
-from coatcheck.integrations.sglang.front import Front, Refused, Trouble
 from coatcheck.integrations.sglang.metrics import LAG_S, WRITE_S, FrontMetrics, NoFrontMetrics, Way
 from coatcheck.integrations.sglang.opening import Opening
 from coatcheck.integrations.sglang.records import Claim, Ticket
@@ -40,11 +40,11 @@ log = logging.getLogger(__name__)
 SAY_S = 60.0  # between lines in the log about the same thing
 
 _MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
-_ATTRIBUTE = "_coatcheck"  # of a TokenizerManager: its Desk, or None if there is none for it
+_ATTRIBUTE = "_coatcheck"  # of a TokenizerManager: its TokenizerSide, or None if there is none for it
 
 
 class Parcel:
-    """A request's inputs, as :class:`coatcheck.integrations.sglang.front.Front` checks them in."""
+    """A request's inputs, as :class:`coatcheck.integrations.sglang.arena_owner.ArenaOwner` checks them in."""
 
     def __init__(self, inputs: Any, hashes: Remembered[int]) -> None:
         """``hashes``: SGLang's, of features. Looks at no pixel. Raises Unpackable for what cannot travel."""
@@ -116,7 +116,7 @@ def _parts(value: object) -> Iterator[object]:
         yield value
 
 
-class Desk:
+class TokenizerSide:
     """One TokenizerManager's. Used on its event loop."""
 
     def __init__(self, manager: Any, opening: Opening) -> None:
@@ -131,7 +131,7 @@ class Desk:
             self._showing = [loop.create_task(_logged(task)) for task in (self._show(), self._lag())]
 
     @property
-    def front(self) -> Front | None:
+    def owner(self) -> ArenaOwner | None:
         """What carries requests now."""
         return self._opening.ready
 
@@ -140,21 +140,21 @@ class Desk:
 
         None, too, if SGLang could not take its inputs on some rank: then every rank is told so in the broadcast.
         """
-        inputs, front = request.mm_inputs, self.front
+        inputs, owner = request.mm_inputs, self.owner
         if not isinstance(inputs, MultimodalProcessorOutput) or not inputs.mm_items:
             return request, None
         if zlib.crc32(request.rid.encode()) >= self._share * (1 << 32):
             return self._aside(request, "not in the share")
-        if front is None:
+        if owner is None:
             return self._aside(request, "not attached")
-        if not front.carries:
+        if not owner.carries:
             return self._aside(request, "breaker open")
         if getattr(request, "session_params", None) is not None:  # its features outlive it, and would be copied
             return self._aside(request, "session")
         try:
-            ticket = await front.check_in(Parcel(inputs, self._hashes))
+            ticket = await owner.check_in(Parcel(inputs, self._hashes))
         except ArenaError:
-            self._say_no_room(front)
+            self._say_no_room(owner)
             return self._aside(request, "no room")
         except Unpackable as error:
             text = "coatcheck leaves requests to SGLang's own way that hold what it cannot carry: %s"
@@ -210,8 +210,8 @@ class Desk:
                     if state is not None and not state.dispatched
                 )
                 raise
-            if own and self.front is not None:
-                self.front.pace.own(own, time.monotonic() - start)
+            if own and self.owner is not None:
+                self.owner.pace.own(own, time.monotonic() - start)
         finally:
             self._waiting = [one for one in self._waiting if one is not waiting]
         for given, sent in zip(requests, made, strict=True):
@@ -243,8 +243,8 @@ class Desk:
 
     def _withdraw(self, tickets: Iterable[Ticket | None]) -> None:
         for ticket in tickets:
-            if ticket is not None and self.front is not None:
-                self.front.withdraw(ticket)
+            if ticket is not None and self.owner is not None:
+                self.owner.withdraw(ticket)
 
     def aborted(self, rid: str, everything: bool) -> None:
         """Requests that wait here are aborted, as soon as they have been sent."""
@@ -261,18 +261,18 @@ class Desk:
             self._said[about] = now
             log.log(level, text, *details, exc_info=exc_info)
 
-    def _say_no_room(self, front: Front) -> None:
+    def _say_no_room(self, owner: ArenaOwner) -> None:
         text = "coatcheck's arena of %d MiB is full: %d requests took SGLang's own way so far, %d were carried"
         counts = self.counts["no room"] + 1, self.counts["carried"]
-        self._say("no room", logging.WARNING, text, front.capacity >> 20, *counts)
+        self._say("no room", logging.WARNING, text, owner.capacity >> 20, *counts)
 
     async def _show(self) -> None:
         while True:
-            front = self.front
-            if front is not None:
-                self._metrics.front(front.statistics(), front.waiting, front.standing_aside)
-                while front.waits:
-                    self._metrics.waited(front.waits.popleft())
+            owner = self.owner
+            if owner is not None:
+                self._metrics.arena(owner.statistics(), owner.waiting, owner.standing_aside)
+                while owner.waits:
+                    self._metrics.waited(owner.waits.popleft())
             await asyncio.sleep(WRITE_S)
 
     async def _lag(self) -> None:
@@ -312,7 +312,7 @@ def opening(manager: Any) -> Opening | None:
     return _openings.get(manager.send_to_scheduler.getsockopt(zmq.LAST_ENDPOINT).decode())
 
 
-def desk(manager: Any) -> Desk | None:
+def side(manager: Any) -> TokenizerSide | None:
     """The manager's, made when it is first asked for, on its event loop. None: it has no server of ours."""
     if not hasattr(manager, _ATTRIBUTE):
         made = None
@@ -320,18 +320,18 @@ def desk(manager: Any) -> Desk | None:
             server = opening(manager)
             if server is None:
                 return None
-            made = Desk(manager, server)
+            made = TokenizerSide(manager, server)
         except Exception:  # ours, whatever it is
             log.exception("coatcheck stands aside, and SGLang works as without it")
         setattr(manager, _ATTRIBUTE, made)
-    found: Desk | None = getattr(manager, _ATTRIBUTE)
+    found: TokenizerSide | None = getattr(manager, _ATTRIBUTE)
     return found
 
 
 async def send_one(original: Callable[..., Awaitable[None]], manager: Any, tokenized_obj: Any) -> None:
     """Around ``TokenizerManager._send_one_request``."""
     if isinstance(tokenized_obj.mm_inputs, MultimodalProcessorOutput):
-        found = desk(manager)
+        found = side(manager)
         if found is not None:
             return await found.send([tokenized_obj], lambda requests: original(manager, requests[0]))
     return await original(manager, tokenized_obj)
@@ -340,7 +340,7 @@ async def send_one(original: Callable[..., Awaitable[None]], manager: Any, token
 async def send_batch(original: Callable[..., Awaitable[None]], manager: Any, tokenized_objs: list[Any]) -> None:
     """Around ``TokenizerManager._send_batch_request``."""
     if any(isinstance(one.mm_inputs, MultimodalProcessorOutput) for one in tokenized_objs):
-        found = desk(manager)
+        found = side(manager)
         if found is not None:
             return await found.send(tokenized_objs, lambda requests: original(manager, requests))
     return await original(manager, tokenized_objs)

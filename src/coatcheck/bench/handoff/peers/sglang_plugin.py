@@ -25,7 +25,7 @@ from coatcheck.bench.handoff.meter import WAIT_S, Meter, Payload, Place, Written
 from coatcheck.bench.handoff.peers import sglang
 from coatcheck.bench.handoff.peers.gloo import join as join
 from coatcheck.bench.handoff.peers.pipe import Watch
-from coatcheck.integrations.sglang import front, ranks, tokenizer
+from coatcheck.integrations.sglang import arena_owner, ranks, tokenizer
 from coatcheck.integrations.sglang.rollcall import Facts
 from coatcheck.integrations.sglang.settings import Settings
 
@@ -51,9 +51,9 @@ class Front(sglang.Front):
             _dispatch_to_scheduler=partial(sock_send, self._out.socket),
         )
         self._carried = 0
-        self._opened: front.Front | None = None
+        self._opened: arena_owner.ArenaOwner | None = None
 
-    def _open(self) -> front.Front:
+    def _open(self) -> arena_owner.ArenaOwner:
         """The roll call. Raises TimeoutError."""
         deadline = time.monotonic() + WAIT_S
         files = [_facts(self._place, rank) for rank in range(self._place.ranks)]

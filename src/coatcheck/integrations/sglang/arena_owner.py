@@ -41,7 +41,7 @@ from coatcheck.integrations.sglang.pace import Pace
 from coatcheck.integrations.sglang.prepare import Announcements
 from coatcheck.integrations.sglang.processes import Processes
 from coatcheck.integrations.sglang.records import (
-    Answer,
+    Alive,
     Attached,
     Failed,
     Goodbye,
@@ -51,7 +51,7 @@ from coatcheck.integrations.sglang.records import (
     Withdrawn,
     from_ranks,
 )
-from coatcheck.sockets import PrivateEndpoint, push
+from coatcheck.sockets import PrivateEndpoint, pull, push
 from coatcheck.wire import encode
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class Parcel(Protocol):
         ...
 
 
-class Front:
+class ArenaOwner:
     """``check_in`` is called on an event loop, everything else anywhere."""
 
     def __init__(self, size: int, ranks: Sequence[RankAddress], pace: Pace) -> None:
@@ -131,8 +131,7 @@ class Front:
         with contextlib.ExitStack() as undo:  # what has been taken, if something is not to be had: a socket, a thread
             undo.callback(self._arena.close)
             undo.callback(self._context.destroy, 0)
-            self._reports = self._context.socket(zmq.PULL)
-            self._reports.rcvhwm = 0  # what ranks report is small, and is not lost
+            self._reports = pull(self._context)
             self._endpoint = PrivateEndpoint(self._reports)
             undo.callback(self._endpoint.close)
             self._processes = Processes(rank.pid for rank in ranks)
@@ -340,7 +339,7 @@ class Front:
         self._context.term()
         self.closed.set()
 
-    def _take(self, record: Attached | Ready | Failed | Returned | Answer | None, now: float) -> None:
+    def _take(self, record: Attached | Ready | Failed | Returned | Alive | None, now: float) -> None:
         if isinstance(record, Attached):
             self._missing.discard(record.rank)
             if record.problem:
@@ -352,7 +351,7 @@ class Front:
             self._announcements.report(record, now)
         elif isinstance(record, Returned):
             self._arena.returned(record.request, record.rank)
-        elif isinstance(record, Answer):
+        elif isinstance(record, Alive):
             self._breaker.answered(record.rank, record.number)
         self._announcements.settle(now)
         self._watch(now)

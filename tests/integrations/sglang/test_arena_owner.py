@@ -17,12 +17,12 @@ import torch
 
 from coatcheck.delivery.records import Ready, Returned
 from coatcheck.errors import ArenaFull, PayloadTooLarge
-from coatcheck.integrations.sglang import front as module
+from coatcheck.integrations.sglang import arena_owner as module
+from coatcheck.integrations.sglang.arena_owner import ArenaOwner, Refused, Trouble
 from coatcheck.integrations.sglang.breaker import FAILURES
 from coatcheck.integrations.sglang.codec import LARGE, Unpackable
-from coatcheck.integrations.sglang.front import Front, Refused, Trouble
 from coatcheck.integrations.sglang.pace import Pace
-from coatcheck.integrations.sglang.records import Answer, Attached, Failed, Ticket, Withdrawn
+from coatcheck.integrations.sglang.records import Alive, Attached, Failed, Ticket, Withdrawn
 from tests.support.sglang_peer import Hashes, Package, Peer, until
 
 SIZE = 1 << 20
@@ -30,22 +30,22 @@ COUNT = LARGE // 4  # float32 of a tensor with a block
 
 
 class House:
-    """A front, and its ranks."""
+    """A owner, and its ranks."""
 
     def __init__(self, attach: Callable[[int], Attached | None]) -> None:
         self.peer = Peer(attach=attach)
         self.pace = Pace(0.0)
-        self.front = Front(SIZE, self.peer.addresses, self.pace)
+        self.owner = ArenaOwner(SIZE, self.peer.addresses, self.pace)
 
     def attach(self) -> None:
-        assert self.front.wait_attached(10) == ""
+        assert self.owner.wait_attached(10) == ""
 
     def check_in(self, *tensors: torch.Tensor, note: object = None) -> Ticket:
-        return asyncio.run(self.front.check_in(Package(*tensors, note=note)))
+        return asyncio.run(self.owner.check_in(Package(*tensors, note=note)))
 
     @property
     def held(self) -> int:
-        statistics = self.front.statistics()
+        statistics = self.owner.statistics()
         return statistics.reserved + statistics.in_use + statistics.quarantined
 
     def until_free(self) -> None:
@@ -61,7 +61,7 @@ class House:
 
     def close(self) -> None:
         self.peer.close()
-        self.front.close()
+        self.owner.close()
 
 
 @contextlib.contextmanager
@@ -83,8 +83,8 @@ def house() -> Iterator[House]:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes seconds takes tenths of one."""
-    monkeypatch.setattr("coatcheck.integrations.sglang.front.READY_TIMEOUT_S", 0.3)
-    monkeypatch.setattr("coatcheck.integrations.sglang.front.LOOK_S", 0.05)
+    monkeypatch.setattr("coatcheck.integrations.sglang.arena_owner.READY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("coatcheck.integrations.sglang.arena_owner.LOOK_S", 0.05)
     monkeypatch.setattr("coatcheck.integrations.sglang.breaker.LEAST_S", 0.2)
 
 
@@ -123,24 +123,24 @@ def test_tickets_go_out_once_every_rank_is_attached() -> None:
         until(lambda: hasattr(house.peer, "arena"))
         house.peer.say(Attached(0), Attached(0))
         house.peer.send(b"junk")
-        assert house.front.wait_attached(0.2) == "rank 1 did not map the arena within 0.2 s"
-        assert not house.front.carries
+        assert house.owner.wait_attached(0.2) == "rank 1 did not map the arena within 0.2 s"
+        assert not house.owner.carries
         house.peer.say(Attached(1))
         house.attach()
-        assert house.front.carries
+        assert house.owner.carries
         house.peer.told_all(house.check_in(picture()))
 
 
 def test_why_a_rank_could_not_attach_is_said_at_once() -> None:
     with opened(lambda rank: Attached(rank, "no such file") if rank else None) as house:
-        assert house.front.wait_attached(10) == "rank 1: no such file"
+        assert house.owner.wait_attached(10) == "rank 1: no such file"
 
 
 def test_a_ticket_is_had_once_every_rank_has_prepared_it(house: House) -> None:
     house.peer.reports = lambda ticket, rank: None if rank else Ready(ticket.request, rank)
 
     async def wait() -> Ticket:
-        checking = asyncio.create_task(house.front.check_in(Package(picture())))
+        checking = asyncio.create_task(house.owner.check_in(Package(picture())))
         await asyncio.to_thread(house.peer.until_told, 1)
         await asyncio.sleep(0.05)
         assert not checking.done()
@@ -156,7 +156,7 @@ def test_what_a_rank_refuses_is_refused_and_given_back_and_is_no_trouble(house: 
     for _ in range(FAILURES + 2):
         with pytest.raises(Refused, match="broken"):
             house.check_in(picture())
-    assert house.front.carries
+    assert house.owner.carries
     ticket, withdrawn = house.peer.told[1][:2]
     assert isinstance(ticket, Ticket)
     assert withdrawn == Withdrawn(ticket.request)
@@ -179,18 +179,18 @@ def test_one_failing_rank_is_trouble_and_three_times_in_a_row_opens_the_breaker(
             house.peer.reports = ready if count == FAILURES - 1 else failing  # with one that succeeds in between
             with contextlib.nullcontext() if count == FAILURES - 1 else pytest.raises(Trouble, match="out of memory"):
                 house.check_in(picture())
-            assert house.front.carries
+            assert house.owner.carries
         with pytest.raises(Trouble, match="out of memory"):
             house.check_in(picture())
-        assert house.front.standing_aside
-        assert not house.front.carries
+        assert house.owner.standing_aside
+        assert not house.owner.carries
         assert [record.levelname for record in caplog.records] == ["WARNING"]
-        until(lambda: house.front.carries)
+        until(lambda: house.owner.carries)
         with pytest.raises(Trouble, match="out of memory"):  # one is enough now
             house.check_in(picture())
-        assert not house.front.carries
+        assert not house.owner.carries
         house.peer.reports = ready
-        until(lambda: house.front.carries)
+        until(lambda: house.owner.carries)
         house.check_in(picture())
 
 
@@ -206,7 +206,7 @@ def test_silence_of_a_rank_costs_what_is_open_a_bounded_time_and_later_requests_
         async def several() -> list[tuple[float, BaseException | Ticket]]:
             async def one(after: float) -> tuple[float, BaseException | Ticket]:
                 await asyncio.sleep(after)
-                (end,) = await asyncio.gather(house.front.check_in(Package(picture(after))), return_exceptions=True)
+                (end,) = await asyncio.gather(house.owner.check_in(Package(picture(after))), return_exceptions=True)
                 return time.monotonic(), end
 
             return await asyncio.gather(*map(one, (0, 0.1, 0.2)))
@@ -218,7 +218,7 @@ def test_silence_of_a_rank_costs_what_is_open_a_bounded_time_and_later_requests_
             assert "no report from rank 1 within 0.3 s" in str(end)
             assert 0.3 <= at - start < 1
         assert max(at for at, _ in ends) - min(at for at, _ in ends) < 0.1, "all that are open, at once"
-        assert not house.front.carries
+        assert not house.owner.carries
         with pytest.raises(Trouble):
             asked = time.monotonic()
             house.check_in(picture(9))
@@ -228,13 +228,13 @@ def test_silence_of_a_rank_costs_what_is_open_a_bounded_time_and_later_requests_
         until(lambda: len(house.peer.probed[1]) >= 3)
         times = [at for at, _ in house.peer.probed[1]]
         assert all(0.15 < later - earlier < 0.6 for earlier, later in pairwise(times))
-        assert not house.front.carries, "no rank has answered"
-        house.peer.answers = lambda probe, rank: None if rank else Answer(probe.number, rank)
+        assert not house.owner.carries, "no rank has answered"
+        house.peer.answers = lambda probe, rank: None if rank else Alive(probe.number, rank)
         time.sleep(0.5)
-        assert not house.front.carries, "one has not"
-        house.peer.answers = lambda probe, rank: Answer(probe.number, rank)
+        assert not house.owner.carries, "one has not"
+        house.peer.answers = lambda probe, rank: Alive(probe.number, rank)
         house.peer.reports = lambda ticket, rank: Ready(ticket.request, rank)
-        until(lambda: house.front.carries)
+        until(lambda: house.owner.carries)
         told = len(house.peer.probed[0])
         house.check_in(picture(9))
         time.sleep(0.5)
@@ -252,19 +252,19 @@ def test_silence_is_noticed_although_every_client_has_left(soon: None) -> None:
 
         async def leave() -> None:
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(house.front.check_in(Package(picture())), 0.1)
+                await asyncio.wait_for(house.owner.check_in(Package(picture())), 0.1)
 
         asyncio.run(leave())
-        assert house.front.carries
+        assert house.owner.carries
         house.peer.answers = lambda probe, rank: None
-        until(lambda: not house.front.carries, 1)
+        until(lambda: not house.owner.carries, 1)
 
 
 def test_who_leaves_while_the_ranks_prepare_has_withdrawn_its_ticket(house: House) -> None:
     house.peer.reports = mute
 
     async def leave() -> None:
-        checking = asyncio.create_task(house.front.check_in(Package(picture())))
+        checking = asyncio.create_task(house.owner.check_in(Package(picture())))
         await asyncio.to_thread(house.peer.until_told, 1)
         checking.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -292,7 +292,7 @@ def test_the_same_picture_in_another_prompt_is_one_block(house: House) -> None:
         house.peer.give_back(ticket)
     time.sleep(0.1)
     assert house.held
-    house.front.withdraw(tickets[2])  # it was never sent
+    house.owner.withdraw(tickets[2])  # it was never sent
     house.peer.told_all(*tickets, Withdrawn(tickets[2].request))
     house.peer.give_back(tickets[2])
     house.until_free()
@@ -312,7 +312,7 @@ def test_a_tensor_that_is_sent_several_times_is_hashed_and_written_once(
     hashes, tensor = Hashes(monkeypatch), torch.rand(COUNT)
     tickets = [house.check_in(tensor, note=number) for number in range(4)]
     assert hashes.count == 1
-    assert house.front.statistics().reservations == 1
+    assert house.owner.statistics().reservations == 1
     assert len({ticket.handles for ticket in tickets}) == 1
 
 
@@ -345,7 +345,7 @@ def test_a_full_arena_hashes_and_packs_nothing(house: House, monkeypatch: pytest
         house.patience(seconds)
         asked = time.monotonic()
         with pytest.raises(ArenaFull):
-            asyncio.run(house.front.check_in(package))
+            asyncio.run(house.owner.check_in(package))
         assert seconds <= time.monotonic() - asked < seconds + 0.15
     assert (hashes.count, package.packed) == (0, 0)
     assert len(house.peer.tickets()) == 1
@@ -356,7 +356,7 @@ def test_how_long_it_waits_is_asked_with_what_it_holds(house: House) -> None:
     asked: list[tuple[int, int]] = []
     house.pace.patience_s = lambda nbytes, unhashed: asked.append((nbytes, unhashed)) or 0.0  # type: ignore[method-assign,func-returns-value]
     with pytest.raises(ArenaFull):
-        asyncio.run(house.front.check_in(Package(picture(), picture(), unhashed=5)))
+        asyncio.run(house.owner.check_in(Package(picture(), picture(), unhashed=5)))
     assert asked == [(2 * LARGE, 5)]
 
 
@@ -365,24 +365,24 @@ def test_it_gets_the_room_that_comes_free_while_it_waits(house: House) -> None:
     house.patience(10)
 
     async def wait() -> Ticket:
-        checking = asyncio.create_task(house.front.check_in(Package(picture())))
-        await asyncio.to_thread(until, lambda: house.front.waiting == 1)
+        checking = asyncio.create_task(house.owner.check_in(Package(picture())))
+        await asyncio.to_thread(until, lambda: house.owner.waiting == 1)
         await asyncio.sleep(0.1)
         house.peer.give_back(first)
         return await checking
 
     ticket = asyncio.run(wait())
     assert torch.equal(house.peer.read(ticket)[0], picture())
-    (waited,) = house.front.waits
+    (waited,) = house.owner.waits
     assert 0.1 <= waited < 1
-    assert house.front.waiting == 0
+    assert house.owner.waiting == 0
 
 
 def test_what_is_there_already_needs_no_room(house: House) -> None:
     tensor = picture()
     house.check_in(tensor)
     house.check_in(torch.full((SIZE - LARGE,), 7, dtype=torch.uint8))
-    assert house.front.statistics().free == 0
+    assert house.owner.statistics().free == 0
     house.check_in(tensor, note="again")
 
 
@@ -422,12 +422,12 @@ def test_a_request_that_waits_for_room_waits_for_no_rank_that_is_known_to_be_sil
         house.peer.answers = lambda probe, rank: None
 
         async def wait() -> float:
-            checking = asyncio.create_task(house.front.check_in(Package(picture())))
-            await asyncio.to_thread(until, lambda: house.front.waiting == 1)
+            checking = asyncio.create_task(house.owner.check_in(Package(picture())))
+            await asyncio.to_thread(until, lambda: house.owner.waiting == 1)
             house.peer.reports = mute
             with pytest.raises(Trouble):
-                await house.front.check_in(Package(note="small"))
-            assert not house.front.carries
+                await house.owner.check_in(Package(note="small"))
+            assert not house.owner.carries
             house.peer.give_back(first)
             asked = time.monotonic()
             with pytest.raises(Trouble):
@@ -466,12 +466,12 @@ def test_a_block_is_nobodys_while_a_thread_may_write_to_it(
     monkeypatch.setattr(module, "np", SimpleNamespace(copyto=gate, frombuffer=np.frombuffer, uint8=np.uint8))
 
     async def leave() -> None:
-        checking = asyncio.create_task(house.front.check_in(Package(picture())))
+        checking = asyncio.create_task(house.owner.check_in(Package(picture())))
         await asyncio.to_thread(gate.begun.wait, 10)
         checking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await checking
-        assert house.front.statistics().reserved
+        assert house.owner.statistics().reserved
         gate.may_end.set()
         await asyncio.to_thread(house.until_free)
 
@@ -484,15 +484,15 @@ def test_who_leaves_before_a_thread_has_begun_holds_nothing(house: House, monkey
     monkeypatch.setattr(module, "np", SimpleNamespace(copyto=gate, frombuffer=np.frombuffer, uint8=np.uint8))
 
     async def leave() -> None:
-        first = [asyncio.create_task(house.front.check_in(Package(picture(n)))) for n in range(module.WRITERS)]
+        first = [asyncio.create_task(house.owner.check_in(Package(picture(n)))) for n in range(module.WRITERS)]
         await asyncio.to_thread(gate.begun.wait, 10)
-        late = asyncio.create_task(house.front.check_in(Package(picture(99))))
+        late = asyncio.create_task(house.owner.check_in(Package(picture(99))))
         await asyncio.sleep(0.05)
-        assert house.front.statistics().reserved == LARGE * (module.WRITERS + 1)
+        assert house.owner.statistics().reserved == LARGE * (module.WRITERS + 1)
         late.cancel()
         with pytest.raises(asyncio.CancelledError):
             await late
-        assert house.front.statistics().reserved == LARGE * module.WRITERS
+        assert house.owner.statistics().reserved == LARGE * module.WRITERS
         gate.may_end.set()
         house.peer.give_back(*await asyncio.gather(*first))
         await asyncio.to_thread(house.until_free)
@@ -518,7 +518,7 @@ def test_the_loop_runs_while_a_payload_is_packed(house: House) -> None:
             return super().body()
 
     async def beat() -> None:
-        checking = asyncio.create_task(house.front.check_in(Slow(picture())))
+        checking = asyncio.create_task(house.owner.check_in(Slow(picture())))
         for _ in range(10):
             await asyncio.sleep(0.001)
         assert not checking.done()
@@ -537,18 +537,18 @@ def test_what_waits_when_it_is_closed_is_told_so_and_nothing_more_is_taken() -> 
         house.peer.reports = mute
 
         async def wait() -> None:
-            checking = asyncio.create_task(house.front.check_in(Package(picture())))
+            checking = asyncio.create_task(house.owner.check_in(Package(picture())))
             await asyncio.to_thread(house.peer.until_told, 1)
-            await asyncio.to_thread(house.front.close)
+            await asyncio.to_thread(house.owner.close)
             with pytest.raises(Trouble, match="the ranks have ended"):
                 await checking
             for package in (Package(picture()), Package(picture(2)), Package()):
                 with pytest.raises(Trouble):
-                    await house.front.check_in(package)
+                    await house.owner.check_in(package)
 
         asyncio.run(wait())
-        assert not house.front.carries
-        house.front.close()
+        assert not house.owner.carries
+        house.owner.close()
 
 
 def test_what_waits_for_room_when_it_is_closed_is_told_so() -> None:
@@ -558,9 +558,9 @@ def test_what_waits_for_room_when_it_is_closed_is_told_so() -> None:
         house.patience(1)
 
         async def wait() -> None:
-            checking = [asyncio.create_task(house.front.check_in(Package(picture(n)))) for n in range(2)]
-            await asyncio.to_thread(until, lambda: house.front.waiting == 2)
-            await asyncio.to_thread(house.front.close)
+            checking = [asyncio.create_task(house.owner.check_in(Package(picture(n)))) for n in range(2)]
+            await asyncio.to_thread(until, lambda: house.owner.waiting == 2)
+            await asyncio.to_thread(house.owner.close)
             for end in await asyncio.gather(*checking, return_exceptions=True):
                 assert isinstance(end, (Trouble, ArenaFull)), repr(end)
 

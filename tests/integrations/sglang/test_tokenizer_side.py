@@ -75,14 +75,14 @@ class World:
         until(self.tokenizer.opening(self.manager).done.is_set)
 
     @property
-    def desk(self) -> Any:
-        return self.tokenizer.desk(self.manager)
+    def side(self) -> Any:
+        return self.tokenizer.side(self.manager)
 
     @property
-    def front(self) -> Any:
-        front = self.desk.front
-        assert front is not None
-        return front
+    def owner(self) -> Any:
+        owner = self.side.owner
+        assert owner is not None
+        return owner
 
     async def _one(self, manager: Any, given: Any) -> None:
         assert manager is self.manager
@@ -109,7 +109,7 @@ class World:
         asyncio.run(each())
 
     def ways(self) -> dict[str, int]:
-        return {way: count for way, count in self.desk.counts.items() if count}
+        return {way: count for way, count in self.side.counts.items() if count}
 
     def read(self, ticket: Ticket) -> Any:
         """What the ranks get, copied."""
@@ -196,7 +196,7 @@ def test_copies_of_one_request_are_hashed_once(world: World, monkeypatch: pytest
     tensor, hashes = torch.rand(LARGE // 4), Hashes(monkeypatch)
     world.run(*(request(str(n), inputs(item(tensor), input_ids=[1])) for n in range(4)))
     assert hashes.count == 1
-    assert world.front.statistics().reservations == 1
+    assert world.owner.statistics().reservations == 1
 
 
 def test_a_picture_has_the_name_that_sglang_s_own_way_gives_it(world: World) -> None:
@@ -247,7 +247,7 @@ def test_a_share_of_the_requests_may_be_carried(world: World, fresh: Callable[[s
 
 def test_text_never_touches_the_plugin(fresh: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = fresh("tokenizer")
-    monkeypatch.setattr(tokenizer, "desk", lambda manager: pytest.fail("touched"))
+    monkeypatch.setattr(tokenizer, "side", lambda manager: pytest.fail("touched"))
     manager: Any = object()
     sent: list[Any] = []
 
@@ -320,10 +320,10 @@ def test_whatever_goes_wrong_sglang_s_own_code_gets_the_request_as_it_came(
     assert [id(one.mm_inputs) for one in given] == [id(one) for one in kept]
     assert len(warnings(caplog)) == 1, "logged once"
     assert caplog.records[-1].exc_info
-    front = world.tokenizer.opening(world.manager).ready
+    owner = world.tokenizer.opening(world.manager).ready
 
     def nothing_held() -> bool:
-        statistics = front.statistics()
+        statistics = owner.statistics()
         return (statistics.reserved, statistics.in_use) == (0, 0)
 
     until(nothing_held)  # of a batch, the thread of the other one may write on for a moment
@@ -358,7 +358,7 @@ def test_a_full_arena_is_said_once_a_minute_and_costs_no_packing(
 
 def test_what_sglang_s_own_way_takes_is_measured(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     own: list[tuple[int, float]] = []
-    monkeypatch.setattr(world.front.pace, "own", lambda nbytes, seconds: own.append((nbytes, seconds)))
+    monkeypatch.setattr(world.owner.pace, "own", lambda nbytes, seconds: own.append((nbytes, seconds)))
     world.sending = lambda: time.sleep(0.05)
     world.run(request("large", inputs(item(feature(1, 4 * ARENA)), item([feature()]))), request("r", inputs()))
     ((nbytes, seconds),) = own
@@ -384,7 +384,7 @@ def test_what_does_not_travel_goes_as_it_came(made: Callable[[], Any], way: str,
     assert world.sent[0] is given
     assert given.mm_inputs is mm_inputs
     assert world.ways() == {way: 1}
-    assert world.front.statistics().in_use == 0
+    assert world.owner.statistics().in_use == 0
 
 
 def test_inputs_without_items_are_no_business_of_the_plugin_s(world: World) -> None:
@@ -403,11 +403,11 @@ def test_until_the_arena_is_open_and_after_its_ranks_have_ended_nothing_is_carri
     other = World(fresh("tokenizer"))
     try:
         other.run(made())  # of no server of ours
-        assert other.desk is None
+        assert other.side is None
         other.open()
         other.run(made())
         assert other.ways() == {"carried": 1}
-        other.front.close()
+        other.owner.close()
         other.run(made())
         assert other.ways() == {"carried": 1, "not attached": 1}
         other.open()  # another server, by chance with the same socket
@@ -446,8 +446,8 @@ def test_what_fails_on_a_rank_takes_sglang_s_own_way_and_three_in_a_row_open_the
 def test_a_silent_rank_costs_one_wait_and_no_request_fails(
     fresh: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("coatcheck.integrations.sglang.front.READY_TIMEOUT_S", 0.3)
-    monkeypatch.setattr("coatcheck.integrations.sglang.front.LOOK_S", 0.05)
+    monkeypatch.setattr("coatcheck.integrations.sglang.arena_owner.READY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("coatcheck.integrations.sglang.arena_owner.LOOK_S", 0.05)
     monkeypatch.setattr("coatcheck.integrations.sglang.breaker.LEAST_S", 0.1)
     world = World(fresh("tokenizer"))
     try:
@@ -469,7 +469,7 @@ def test_a_silent_rank_costs_one_wait_and_no_request_fails(
         assert world.ways() == {"trouble": 10, "breaker open": 10}
         assert len(warnings(caplog)) == 1
         world.peer.answers, world.peer.reports = answers, ready
-        until(lambda: bool(world.front.carries))
+        until(lambda: bool(world.owner.carries))
         world.run(request("later", inputs(item(feature()))))
         assert world.ways()["carried"] == 1
     finally:

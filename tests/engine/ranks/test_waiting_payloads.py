@@ -22,7 +22,7 @@ ROOM = 2  # requests
 @pytest.mark.parametrize("strategy", ["dict-inline", "object-background"])
 def test_a_burst_is_taken_in_piece_by_piece(workload: Workload, tmp_path: Path, strategy: str) -> None:
     # The first is slow and one runs at a time: without the bound all would have arrived by then.
-    ranks = RankConfig(ready_timeout_s=5, intake_bytes=ROOM * PAYLOAD, trace=str(tmp_path))
+    ranks = RankConfig(ready_timeout_s=5, waiting_payload_bytes=ROOM * PAYLOAD, trace=str(tmp_path))
     with Engine(DEFAULT_MODEL, 2, ranks, max_running=1, runner="null") as engine:
         names = ["fault=slow@0", *(f"burst{index}" for index in range(7))]
         requests = [workload.request(name, strategy, [GRID], seed=seed) for seed, name in enumerate(names)]
@@ -42,7 +42,7 @@ def test_a_burst_is_taken_in_piece_by_piece(workload: Workload, tmp_path: Path, 
 
 
 def test_one_that_is_larger_than_the_bound_is_served(workload: Workload) -> None:
-    with Engine(DEFAULT_MODEL, 2, RankConfig(ready_timeout_s=5, intake_bytes=1), runner="null") as engine:
+    with Engine(DEFAULT_MODEL, 2, RankConfig(ready_timeout_s=5, waiting_payload_bytes=1), runner="null") as engine:
         requests = [workload.request(f"large{index}", "dict-inline", [GRID], seed=index) for index in range(3)]
         for request in requests:
             engine.submit(request.arrived, request.frames)
