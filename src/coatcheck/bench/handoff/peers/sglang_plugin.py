@@ -75,8 +75,8 @@ class Front(sglang.Front):
         await tokenizer.send_one(self._send, self._manager, request)
         written = Written(watch.start, watch.seconds(), None, payload.wide)
         self._carried += 1
-        desk = tokenizer.desk(self._manager)
-        if desk is None or desk.counts["carried"] != self._carried:
+        side = tokenizer.side(self._manager)
+        if side is None or side.counts["carried"] != self._carried:
             raise RuntimeError("the plugin did not carry it")
         return written
 
