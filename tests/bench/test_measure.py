@@ -56,7 +56,11 @@ def test_all_strategies_on_bare_ranks_consume_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [("--input", "tensors", "--runner", "null"), ("--input", "http", "--runner", "null")]
+    "options",
+    [
+        ("--input", "tensors", "--runner", "null"),
+        pytest.param(("--input", "http", "--runner", "null"), marks=pytest.mark.slow),
+    ],
 )
 def test_a_video_in_each_request(tmp_path: Path, options: tuple[str, ...]) -> None:
     film = tmp_path / "film.mp4"

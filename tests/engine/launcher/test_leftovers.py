@@ -13,7 +13,7 @@ from benchmarks.leftovers import run
 from benchmarks.presence import FILES, KINDS, left, look
 from training.evaluate import LARGE_BUCKETS, held_out
 
-pytestmark = [pytest.mark.processes]
+pytestmark = pytest.mark.processes
 
 HOLDER = """
 import os, socket, tempfile
@@ -44,6 +44,7 @@ def test_whatever_a_process_holds_is_seen(tmp_path: Path) -> None:
     assert list(left(during, look(tmp_path, before))) == [FILES[1]], "a file outlives its process, nothing else does"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(150)
 def test_nothing_remains_when_all_is_killed_at_once() -> None:
     assert run("all", list(held_out(4, 5, buckets=LARGE_BUCKETS)), 2) == []

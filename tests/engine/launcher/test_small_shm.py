@@ -9,7 +9,7 @@ from coatcheck.bench.server import ServerProcess
 from coatcheck.engine.strategies.table import STRATEGIES
 from training.evaluate import LARGE_BUCKETS, held_out
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 OPTIONS = ("--tp", "2", "--arena-mib", "64", "--workers", "1", "--strategy-header")
 
