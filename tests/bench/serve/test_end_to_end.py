@@ -8,7 +8,7 @@ import pytest
 
 from coatcheck.bench.serve.config import Load
 from coatcheck.bench.serve.measure import measure
-from coatcheck.bench.server import ServerProcess
+from coatcheck.bench.support.server import ServerProcess
 
 
 @pytest.mark.timeout(180)  # a server of two ranks is started
