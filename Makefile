@@ -51,7 +51,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet -e '.[bench]' --group test --group docs
 	touch $@
 
-# What 'coatcheck bench handoff' compares with: an environment for each peer, 10 GB together; see peers/README.md.
+# What 'python -m benchmarks.handoff' compares with: an environment for each peer, 10 GB together; see peers/README.md.
 peers: $(PEERS:%=.peers/%/installed)
 
 .peers/%/installed: peers/%.txt peers/install.sh

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from coatcheck.bench.server import SHARED_MEMORY
+from coatcheck.bench.support.server import SHARED_MEMORY
 
 _ROLES = {"scheduler": "scheduler", "detokenizer": "detokenizer", "launch_server": "tokenizer"}
 _BLOCK = 512  # bytes of st_blocks

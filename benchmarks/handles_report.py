@@ -13,9 +13,9 @@ import msgspec
 from matplotlib.figure import Figure
 
 from benchmarks.schemes_report import BASE, ROOT, case, plain, read, replaced, stalls
-from coatcheck.bench.plots import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, styled, svg
-from coatcheck.bench.result import Report, Run, StallQuantiles
-from coatcheck.bench.rows import number, spread
+from coatcheck.bench.engine.result import Report, Run, StallQuantiles
+from coatcheck.bench.support.cells import number, spread
+from coatcheck.bench.support.plots import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, styled, svg
 from coatcheck.engine.strategies.table import NAMES
 
 DOCUMENT = ROOT / "docs/handles.md"

@@ -11,7 +11,7 @@ import sys
 import time
 
 from benchmarks.questions import ask_all
-from coatcheck.bench.server import ServerProcess
+from coatcheck.bench.support.server import ServerProcess
 from training.evaluate import held_out
 
 LIMIT = 0.02  # of a core, each rank

@@ -28,7 +28,7 @@ import psutil
 from benchmarks.presence import look
 from coatcheck.arena import ArenaAddress, AttachedMemory
 from coatcheck.arena.allocator import PAGE
-from coatcheck.bench.server import ServerProcess
+from coatcheck.bench.support.server import ServerProcess
 from coatcheck.engine.ranks.settings import RankSettings
 
 NOBODY = 65534  # the kernel's overflow uid: another user

@@ -24,7 +24,7 @@ import openai
 
 from benchmarks.presence import FILES, KINDS, Presence, left, look
 from benchmarks.questions import ask, ask_all, client
-from coatcheck.bench.server import ServerProcess
+from coatcheck.bench.support.server import ServerProcess
 from training.evaluate import LARGE_BUCKETS, Sample, held_out
 
 STRATEGY = "handle-background"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from coatcheck.bench.server import SHARED_MEMORY
+from coatcheck.bench.support.server import SHARED_MEMORY
 
 ARENA = "/memfd:coatcheck-arena"
 FILES = ("in /dev/shm", "temporary files")

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from benchmarks.questions import ask_all
-from coatcheck.bench.server import ServerProcess
+from coatcheck.bench.support.server import ServerProcess
 from training.evaluate import FORMS, held_out, held_out_form
 
 

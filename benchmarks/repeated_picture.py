@@ -21,7 +21,7 @@ import openai
 from PIL import Image
 
 from benchmarks.questions import MODEL, client, data_url
-from coatcheck.bench.server import ServerProcess
+from coatcheck.bench.support.server import ServerProcess
 from training.scenes import encode_png, scenes
 
 QUESTIONS = ("Describe the image.", "How many shapes are there?", "What color is the background?", "Are you sure?")

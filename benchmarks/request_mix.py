@@ -19,7 +19,7 @@ from typing import Any
 import openai
 
 from benchmarks.questions import MODEL, ask, client, data_url, messages
-from coatcheck.bench.server import ServerProcess
+from coatcheck.bench.support.server import ServerProcess
 from coatcheck.engine.strategies.table import NAMES
 from training.evaluate import DEFAULT_MODEL, Generator, Sample, held_out, held_out_form
 

@@ -10,10 +10,10 @@ import matplotlib.ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from coatcheck.bench.files import read_json
-from coatcheck.bench.plots import BLUE, ORANGE, SKY, VERMILLION, styled, svg
-from coatcheck.bench.result import Quantiles, Report, Run
-from coatcheck.bench.rows import number, spread
+from coatcheck.bench.engine.result import Quantiles, Report, Run
+from coatcheck.bench.support.cells import number, spread
+from coatcheck.bench.support.files import read_json
+from coatcheck.bench.support.plots import BLUE, ORANGE, SKY, VERMILLION, styled, svg
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs/analysis.md"

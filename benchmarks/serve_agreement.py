@@ -27,14 +27,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from coatcheck.bench.environment import environment
-from coatcheck.bench.files import write_json
-from coatcheck.bench.rounds import rotated
-from coatcheck.bench.rows import number, spread
 from coatcheck.bench.serve.config import Load
 from coatcheck.bench.serve.measure import measure
-from coatcheck.bench.serve.result import SCHEMA, Report, Run, Tail
-from coatcheck.bench.server import ServerProcess
+from coatcheck.bench.serve.result import Report, Run, Tail
+from coatcheck.bench.support.cells import number, spread
+from coatcheck.bench.support.environment import environment
+from coatcheck.bench.support.files import SCHEMA, write_json
+from coatcheck.bench.support.server import ServerProcess
+from coatcheck.bench.support.turns import rotated
 from coatcheck.engine.model.config import DEFAULT_MODEL
 
 MODEL_NAME = str(DEFAULT_MODEL)  # both clients look there for the tokenizer

@@ -31,9 +31,8 @@ from benchmarks.footprint import Footprint, footprint, segment_names
 from benchmarks.schemes_report import ROOT
 from benchmarks.sglang_questions import Client, several
 from benchmarks.sglang_server import PEERS, SglangServer
-from coatcheck.bench.environment import environment
-from coatcheck.bench.files import check_writable, write_json
-from coatcheck.bench.result import SCHEMA
+from coatcheck.bench.support.environment import environment
+from coatcheck.bench.support.files import SCHEMA, check_writable, write_json
 
 SIDE = 1024
 PROMPT_TOKENS = 1500  # a picture's 1,369 and the question, rounded up

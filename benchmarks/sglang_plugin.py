@@ -2,7 +2,7 @@
 
 The run::
 
-    coatcheck bench handoff --rounds 5 --json docs/benchmarks/sglang/plugin.json.gz --contenders \
+    python -m benchmarks.handoff --rounds 5 --json docs/benchmarks/sglang/plugin.json.gz --contenders \
         sglang-coatcheck,sglang-text,sglang-precomputed-hash,sglang-default,sglang-broadcast-flag
 """
 
@@ -12,12 +12,21 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from benchmarks.handoff import Figure, blocked, entry_cpu, find, follower_cpu, idle_entry_cpu, idle_follower_cpu, ready
+from benchmarks.handoff.contenders import PLUGIN
+from benchmarks.handoff.result import HandoffReport
+from benchmarks.handoff.table import shown
+from benchmarks.handoff_document import (
+    Figure,
+    blocked,
+    entry_cpu,
+    find,
+    follower_cpu,
+    idle_entry_cpu,
+    idle_follower_cpu,
+    ready,
+)
 from benchmarks.schemes_report import ROOT, replaced
-from coatcheck.bench.files import read_json
-from coatcheck.bench.handoff.contenders import PLUGIN
-from coatcheck.bench.handoff.result import HandoffReport
-from coatcheck.bench.handoff.table import shown
+from coatcheck.bench.support.files import read_json
 
 DOCUMENT = ROOT / "docs/sglang.md"
 DATA = ROOT / "docs/benchmarks/sglang/plugin.json.gz"

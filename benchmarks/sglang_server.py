@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from coatcheck.bench.server import LoggedProcess
+from coatcheck.bench.support.server import LoggedProcess
 from training.evaluate import DEFAULT_MODEL
 
 PEERS = Path(__file__).parent.parent / ".peers"

@@ -30,9 +30,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.schemes_report import ROOT
 from benchmarks.sglang_questions import SIDES, Client
 from benchmarks.sglang_server import PEERS, SglangServer
-from coatcheck.bench.environment import environment
-from coatcheck.bench.files import check_writable, write_json
-from coatcheck.bench.result import SCHEMA
+from coatcheck.bench.support.environment import environment
+from coatcheck.bench.support.files import SCHEMA, check_writable, write_json
 from training.evaluate import Sample, held_out
 
 CLIENTS, REQUESTS = 16, 48  # the latter of each server in each round

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks.questions import ANSWER_S, MODEL, messages
-from coatcheck.bench.server import SHARED_MEMORY, ServerProcess
+from coatcheck.bench.support.server import SHARED_MEMORY, ServerProcess
 from coatcheck.engine.strategies.table import STRATEGIES
 from training.evaluate import LARGE_BUCKETS, Sample, held_out
 

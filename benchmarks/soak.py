@@ -18,9 +18,9 @@ from pathlib import Path
 
 import psutil
 
-from coatcheck.bench.config import BenchConfig
-from coatcheck.bench.tensors import TensorDriver
-from coatcheck.bench.workload import TensorWorkload
+from coatcheck.bench.engine.config import BenchConfig
+from coatcheck.bench.engine.tensors import TensorDriver
+from coatcheck.bench.engine.workload import TensorWorkload
 from coatcheck.engine.model.config import EngineConfig
 from coatcheck.engine.records import Arrived
 from coatcheck.engine.strategies.table import canonical

@@ -10,7 +10,7 @@ import argparse
 import os
 import statistics
 
-from coatcheck.bench.server import ServerProcess
+from coatcheck.bench.support.server import ServerProcess
 
 RUNNERS = ("model", "null")
 

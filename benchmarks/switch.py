@@ -24,7 +24,7 @@ import openai
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.questions import ask, client
-from coatcheck.bench.server import ServerProcess
+from coatcheck.bench.support.server import ServerProcess
 from coatcheck.engine.config import ADMIN_TOKEN
 from coatcheck.engine.strategies.table import NAMES
 from training.evaluate import DEFAULT_MODEL, Generator, Sample, held_out, held_out_form

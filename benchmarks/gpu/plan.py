@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.gpu.contenders import CONTENDERS
-from coatcheck.bench.rounds import rotated
+from coatcheck.bench.support.turns import rotated
 from coatcheck.errors import ConfigError
 
 BASE = "carry"  # in every group: ratios are to it

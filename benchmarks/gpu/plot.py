@@ -8,8 +8,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.gpu.figures import Figure, cells, contenders, gap, over, rate
-from coatcheck.bench.plots import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, styled
 from coatcheck.bench.serve.result import Report
+from coatcheck.bench.support.plots import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, styled
 
 LOOK = {  # colour, marker
     "carry": (BLUE, "o"),

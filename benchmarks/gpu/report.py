@@ -31,9 +31,9 @@ from benchmarks.gpu.figures import (
 )
 from benchmarks.gpu.plan import BASE
 from benchmarks.schemes_report import ROOT, replaced
-from coatcheck.bench.files import read_json
-from coatcheck.bench.rows import NONE, number
 from coatcheck.bench.serve.result import Report, Run
+from coatcheck.bench.support.cells import NONE, number
+from coatcheck.bench.support.files import read_json
 
 DOCUMENT = ROOT / "docs/gpu.md"
 DATA = ROOT / "docs/benchmarks/gpu"
@@ -271,7 +271,7 @@ def with_tables(text: str, reports: dict[str, Report]) -> str:
 def main() -> int:
     """Command line."""
     from benchmarks.gpu.plot import overview
-    from coatcheck.bench.plots import svg
+    from coatcheck.bench.support.plots import svg
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.report", description=__doc__)
     parser.add_argument("action", choices=("write",))

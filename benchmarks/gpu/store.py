@@ -14,15 +14,17 @@ import msgspec
 
 from benchmarks.gpu.contenders import ROOT
 from benchmarks.gpu.counters import gpus
-from coatcheck.bench.files import read_json, write_json
 from coatcheck.bench.serve.result import Report, Run
+from coatcheck.bench.support.files import read_json, write_json
 
 PACKAGES_S = 120.0
 _PACKAGES = (
     "import json; from importlib.metadata import version\n"
     "print(json.dumps({name: version(name) for name in ('sglang', 'torch', 'transformers', 'numpy')}))"
 )
-_ENVIRONMENT = "import json; from coatcheck.bench.environment import environment; print(json.dumps(environment()))"
+_ENVIRONMENT = (
+    "import json; from coatcheck.bench.support.environment import environment; print(json.dumps(environment()))"
+)
 
 
 class Store:

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from coatcheck.bench.result import (
-    SCHEMA,
+from coatcheck.bench.engine.result import (
     Quantiles,
     Report,
     RequestSample,
@@ -20,6 +19,7 @@ from coatcheck.bench.result import (
     StallByRole,
     StallQuantiles,
 )
+from coatcheck.bench.support.files import SCHEMA
 
 HOSTILE = "rank 1: <script>alert('pixels')</script> | `rm` [red]\nand & more"
 # Milliseconds of broadcast and of materialization on the scheduler's thread, of the entry rank.

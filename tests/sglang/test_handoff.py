@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from coatcheck.bench.handoff.config import HandoffConfig
-from coatcheck.bench.handoff.contenders import PLUGIN
-from coatcheck.bench.handoff.rounds import measure
+from benchmarks.handoff.config import HandoffConfig
+from benchmarks.handoff.contenders import PLUGIN
+from benchmarks.handoff.rounds import measure
 from tests.sglang.conftest import Servers
 
 pytestmark = pytest.mark.timeout(300)

@@ -1,4 +1,4 @@
-"""Contenders of ``coatcheck bench handoff`` that go wrong, each in its way, and one that works; all without torch."""
+"""Contenders of ``benchmarks.handoff`` that go wrong, each in its way, and one that works; all without torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coatcheck.bench.handoff.meter import Meter, Payload, Place, Written
+from benchmarks.handoff.meter import Meter, Payload, Place, Written
 
 VALUES = np.ones(4, dtype=np.float32)
 
@@ -24,7 +24,7 @@ class Front:
             raise RuntimeError("no such device\nand more")
 
     async def hand_off(self, payload: Payload) -> Written:
-        """See :class:`coatcheck.bench.handoff.meter.Front`."""
+        """See :class:`benchmarks.handoff.meter.Front`."""
         return Written(time.monotonic(), 0.001, None, VALUES)
 
     def settle(self) -> None:
@@ -61,7 +61,7 @@ class Rank:
         """At once."""
 
     def take(self, meter: Meter) -> Any:
-        """See :class:`coatcheck.bench.handoff.meter.RankSide`."""
+        """See :class:`benchmarks.handoff.meter.RankSide`."""
         with meter.step("take"):
             if self._place.rank == 1:
                 match self._place.contender:

@@ -1,1 +1,1 @@
-"""``coatcheck bench``: the strategies measured side by side, and what was measured as table, JSON and HTML."""
+"""``coatcheck bench``: measurements of the reference engine, and of any OpenAI-compatible server."""

@@ -8,15 +8,15 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from coatcheck.bench.files import read_json
 from coatcheck.bench.serve.config import Load
 from coatcheck.bench.serve.page import html
 from coatcheck.bench.serve.result import Peak, Report, Run, Tail
 from coatcheck.bench.serve.rows import Server, notes, problems, ratios, rows, servers_of
 from coatcheck.bench.serve.table import table
+from coatcheck.bench.support.files import read_json
 from coatcheck.cli import app
 from coatcheck.errors import ConfigError
-from tests.bench.test_page import Page
+from tests.bench.engine.test_page import Page
 from tests.support.fake_openai import Behaviour, FakeServer
 
 HOSTILE = "<script>alert(1)</script> [red]"

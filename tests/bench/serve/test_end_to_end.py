@@ -8,7 +8,7 @@ import pytest
 
 from coatcheck.bench.serve.config import Load
 from coatcheck.bench.serve.measure import measure
-from coatcheck.bench.server import ServerProcess
+from coatcheck.bench.support.server import ServerProcess
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]  # a server of two ranks is started
 SERVER = ("--tp", "2", "--arena-mib", "256", "--runner", "null", "--step-ms", "1")

@@ -14,10 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from coatcheck.bench.clip import SECONDS
 from coatcheck.bench.serve.clips import Clips
 from coatcheck.bench.serve.config import LEAST_SIDE
 from coatcheck.bench.serve.pictures import BASES, BITS, Encoded, Pictures, numbers
+from coatcheck.bench.support.clip import SECONDS
 
 
 def pixels(picture: Encoded) -> NDArray[np.uint8]:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from benchmarks.questions import ask_all
-from coatcheck.bench.server import ServerProcess
+from coatcheck.bench.support.server import ServerProcess
 from training.evaluate import held_out
 
 ROOT = Path(__file__).parents[3]

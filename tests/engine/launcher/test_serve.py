@@ -18,7 +18,7 @@ import openai
 import psutil
 import pytest
 
-from coatcheck.bench.server import ServerProcess, family
+from coatcheck.bench.support.server import ServerProcess, family
 
 pytestmark = [pytest.mark.timeout(150), pytest.mark.processes]
 

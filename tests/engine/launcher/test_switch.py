@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from coatcheck.bench.server import ServerProcess
+from coatcheck.bench.support.server import ServerProcess
 from coatcheck.engine.config import ADMIN_TOKEN
 from coatcheck.engine.launcher.serve import auto_in_words
 from coatcheck.engine.records import AutoRule

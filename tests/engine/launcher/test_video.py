@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from coatcheck.bench.server import ServerProcess
+from coatcheck.bench.support.server import ServerProcess
 from coatcheck.engine.strategies.table import STRATEGIES
 from tests.support.clips import clip, noise
 

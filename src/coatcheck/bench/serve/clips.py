@@ -79,6 +79,6 @@ class _Groups:
 
 @cache
 def _bases(seed: int) -> list[_Groups]:
-    from coatcheck.bench.clip import make
+    from coatcheck.bench.support.clip import make
 
     return [_Groups(make(seed * BASES + at, GROUP)) for at in range(BASES)]

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from coatcheck.bench.files import check_writable, read_json, write_json
 from coatcheck.bench.serve.config import Load, root_of
+from coatcheck.bench.support.files import check_writable, read_json, write_json
 from coatcheck.errors import ConfigError
 from coatcheck.process import quiet_libraries
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from coatcheck.bench.page import shown, templates
-from coatcheck.bench.plots import svg
 from coatcheck.bench.serve import plots
 from coatcheck.bench.serve.result import Report, Run
 from coatcheck.bench.serve.rows import Server, notes, problems, rows, servers_of
+from coatcheck.bench.support.page import shown, templates
+from coatcheck.bench.support.plots import svg
 
 _PLOTS: list[tuple[str, Callable[[Sequence[Server]], Figure], str]] = [
     ("throughput", plots.throughput, "Higher is better. Where the spans of two servers overlap, the rounds do not "
@@ -54,7 +54,7 @@ def html(report: Report, saved: Sequence[Run] = ()) -> str:
     servers = servers_of(report.runs, saved)
     return (
         templates()
-        .get_template("serve.html.j2")
+        .get_template("serve/page.html.j2")
         .render(
             servers=[server.name for server in servers],
             rounds=report.options["rounds"],

@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from coatcheck.bench.plots import (
+from coatcheck.bench.serve.result import Run
+from coatcheck.bench.serve.rows import Server
+from coatcheck.bench.support.plots import (
     BLACK,
     BLUE,
     GREEN,
@@ -27,8 +29,6 @@ from coatcheck.bench.plots import (
     row_axes,
     styled,
 )
-from coatcheck.bench.serve.result import Run
-from coatcheck.bench.serve.rows import Server
 
 ROUND_COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, SKY, BLACK)
 

@@ -6,8 +6,6 @@ from typing import Any
 
 import msgspec
 
-SCHEMA = 1
-
 
 class Tail(msgspec.Struct, frozen=True):
     """Over all samples of the window."""

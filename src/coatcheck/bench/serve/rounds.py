@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from coatcheck.bench.environment import environment
-from coatcheck.bench.rounds import rotated
 from coatcheck.bench.serve.config import Load
 from coatcheck.bench.serve.figures import run_of
 from coatcheck.bench.serve.measure import Progress, check, measure
 from coatcheck.bench.serve.records import Seen
-from coatcheck.bench.serve.result import SCHEMA, Report, Run
+from coatcheck.bench.serve.result import Report, Run
+from coatcheck.bench.support.environment import environment
+from coatcheck.bench.support.files import SCHEMA
+from coatcheck.bench.support.turns import rotated
 from coatcheck.errors import ConfigError
 
 

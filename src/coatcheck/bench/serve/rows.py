@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from coatcheck.bench.rows import NONE, spread
 from coatcheck.bench.serve.result import Peak, Run, Tail
+from coatcheck.bench.support.cells import NONE, spread
 
 Figure = Callable[[Run], float | None]
 HOT_PERCENT = 80  # of a core: from here on this client may be what bounds

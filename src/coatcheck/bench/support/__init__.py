@@ -1,0 +1,1 @@
+"""What ``bench engine``, ``bench serve`` and the repository's benchmarks share."""
