@@ -73,7 +73,7 @@ class _Snapshots(Collector):
     def collect(self) -> Iterable[Metric]:
         workers, link = self._workers(), self._link()
         values = {
-            "coatcheck_requests_in_flight": (self._capacity.requests, "Requests in the house"),
+            "coatcheck_requests_in_flight": (self._capacity.requests, "Requests in flight"),
             "coatcheck_held_bytes": (self._capacity.held_bytes, "Bodies and payloads that no rank has taken yet"),
             "coatcheck_link_open": (link.open, "Requests at the ranks"),
             "coatcheck_link_queued": (link.queued, "Messages that wait for the entry rank"),

@@ -1,7 +1,7 @@
 """The step loop, the same on every rank.
 
 Each step a rank gets one plan (the entry rank makes and broadcasts it, the others receive it) and executes it in the
-order in which the plan is written: arrivals are materialized (here, or in the lane) and parked, ended requests
+order in which the plan is written: arrivals are materialized (here, or in the lane) and kept, ended requests
 dropped, embeddings evicted, admitted requests handed to the runner, the batch computed. Every choice on which ranks
 must agree is in the plan; none is made here.
 """

@@ -106,7 +106,7 @@ class Recorder:
             self._broadcasted(arrived, "plan", part, size)
 
     def admitted(self, request: str, strategy: str, waited_s: float, spent: Spent) -> None:
-        """The runner has the request's inputs, ``waited_s`` after they were parked."""
+        """The runner has the request's inputs, ``waited_s`` after they were there."""
         self._wait.labels(strategy).observe(waited_s)
         self._account(request, strategy, spent)
         self._span(request, strategy, "admit", "scheduler", spent)
