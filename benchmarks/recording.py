@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 from coatcheck.engine.ranks.recorder import Recorder
 from coatcheck.engine.ranks.telemetry import INTERVAL_S, take
-from coatcheck.engine.records import Arrived
+from coatcheck.engine.records import Arrived, Sampling
 from coatcheck.engine.strategies.table import STRATEGIES, strategy_named
-from coatcheck.intake.records import Item, Sampling, Tensor
+from coatcheck.intake.records import Item, Tensor
 from coatcheck.stopwatch import Stopwatch
 from coatcheck.wire import encode
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coatcheck.delivery.records import Ready
-from coatcheck.engine.records import Abort, Arrived, Plan, Stop, ToEntry
+from coatcheck.engine.records import Abort, Arrived, Plan, Sampling, Stop, ToEntry
 from coatcheck.errors import WireError
-from coatcheck.intake.records import Item, Sampling, Tensor, check_frames
+from coatcheck.intake.records import Item, Tensor, check_frames
 from coatcheck.wire import Decoder, encode
 
 decode = Decoder[ToEntry](ToEntry)

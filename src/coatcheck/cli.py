@@ -15,7 +15,7 @@ from coatcheck import __version__
 from coatcheck.bench.cli import app as bench
 from coatcheck.doctor.command import doctor
 from coatcheck.engine.config import ADMIN_TOKEN, ServeConfig
-from coatcheck.engine.http.config import MEBI, FrontendConfig
+from coatcheck.engine.http.config import FrontendConfig
 from coatcheck.engine.model.config import DEFAULT_MODEL, EngineConfig
 from coatcheck.engine.options import (
     ChunkTokens,
@@ -34,6 +34,7 @@ from coatcheck.engine.options import (
 from coatcheck.engine.ranks.config import RankConfig
 from coatcheck.engine.strategies.table import canonical
 from coatcheck.errors import CoatcheckError, ConfigError
+from coatcheck.intake.config import MEBI
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(bench, name="bench")

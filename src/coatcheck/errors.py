@@ -48,17 +48,13 @@ class RequestError(CoatcheckError):
 class BadRequest(RequestError):
     """The client's request is at fault.
 
-    ``status`` is the HTTP status (400 to 499); ``param`` names the field (None if it is the body as a whole);
-    ``code`` is a stable identifier of the fault.
+    ``param`` names the field (None if it is the body as a whole); ``code`` is a stable identifier of the fault.
     """
 
-    def __init__(
-        self, message: str, *, param: str | None = None, code: str = "invalid_value", status: int = 400
-    ) -> None:
+    def __init__(self, message: str, *, param: str | None = None, code: str = "invalid_value") -> None:
         super().__init__(message)
         self.param = param
         self.code = code
-        self.status = status
 
 
 class Overloaded(RequestError):

@@ -80,7 +80,7 @@ class ArenaMachine(RuleBasedStateMachine):
     def find(self, data: st.DataObject, keep: bool) -> None:
         digest = data.draw(st.sampled_from(sorted(self.contents)))
         self.number += 1
-        name, there = f"found{self.number}", self.arena.holds(digest)
+        name, there = f"found{self.number}", self.arena.known(digest) is not None
         block = self.arena.find(name, digest)
         assert (block is not None) == there
         if block is None:
@@ -90,10 +90,10 @@ class ArenaMachine(RuleBasedStateMachine):
             self.requests[name] = Held([(handle, self.contents[digest])])
         else:
             before = self.arena.statistics().in_use
-            self.arena.unlease(name, block)
-            self.arena.unlease(name, block)
+            self.arena.end(name)
+            self.arena.end(name)
             assert self.arena.statistics().in_use <= before
-            assert self.arena.holds(digest)
+            assert self.arena.known(digest) is not None
 
     @precondition(lambda self: self._open())
     @rule(data=st.data())

@@ -17,16 +17,14 @@ from coatcheck.bench import clip
 from coatcheck.bench.config import BenchConfig
 from coatcheck.bench.http import _options
 from coatcheck.bench.workload import TensorWorkload, fresh, http_bodies
-from coatcheck.engine.chat.handler import Processor
 from coatcheck.engine.http.config import FrontendConfig
 from coatcheck.engine.model.config import DEFAULT_MODEL, EngineConfig
 from coatcheck.engine.strategies.materialize import Materialize
 from coatcheck.errors import ConfigError
 from coatcheck.intake.media import videos
-from coatcheck.intake.records import Job
-from coatcheck.intake.writer import beside
 from coatcheck.pixels import PixelTable, image_processor
 from tests.support import clips
+from tests.support.front_end import chat_handler, process
 
 
 def config(**options: Any) -> BenchConfig:
@@ -82,8 +80,8 @@ def test_many_requests_take_the_memory_of_one() -> None:
 def test_images_are_cut_as_the_model_s_processor_cuts_them(image: str) -> None:
     asked = config(image=image, requests=1)
     (body,) = http_bodies(asked, b"")
-    processor = Processor(FrontendConfig(model_dir=DEFAULT_MODEL, model_name="bench"))
-    (item,) = processor.process(Job(1), body, beside([])).items
+    handler = chat_handler(DEFAULT_MODEL, model_name="bench")
+    (item,) = process(handler, body).items
     expected = TensorWorkload(asked).prompt("float32")[1][0]
     assert (item.pixels.shape, item.grid, item.count) == (expected.pixels.shape, expected.grid, expected.count)
 
@@ -111,14 +109,13 @@ def test_a_number_makes_new_content_of_the_same_pixels(tmp_path: Path, media: st
         video = clips.clip(24, (96, 64), media, picture=clips.noise(96, 64))
         (tmp_path / "film").write_bytes(video)
         asked = config(requests=3, video=str(tmp_path / "film"), images_per_request=0)
-    processor = Processor(FrontendConfig(model_dir=DEFAULT_MODEL, model_name="bench"))
+    handler = chat_handler(DEFAULT_MODEL, model_name="bench")
     for body in http_bodies(asked, video):  # images of several lengths
         digests, payloads = set(), set()
         for number in (0, 1, 2**40):
-            frames: list[memoryview] = []
-            made = processor.process(Job(1, "uint8"), fresh(body, number), beside(frames))
+            made = process(handler, fresh(body, number), "uint8")
             digests |= {item.digest for item in made.items}
-            payloads.add(tuple(map(bytes, frames)))
+            payloads.add(tuple(pixels.tobytes() for pixels in made.pixels))
         assert len(digests) == 3 * len(made.items)
         assert len(payloads) == 1
 
@@ -126,19 +123,19 @@ def test_a_number_makes_new_content_of_the_same_pixels(tmp_path: Path, media: st
 def test_a_video_is_the_front_end_s_own(made: BenchConfig) -> None:
     workload = TensorWorkload(made)
     bodies = [fresh(body, number) for number, body in enumerate(http_bodies(made, workload.clip))]
-    processor = Processor(FrontendConfig(model_dir=DEFAULT_MODEL, model_name="bench"))
+    handler = chat_handler(DEFAULT_MODEL, model_name="bench")
     digests = set()
     for strategy in ("handle-inline", "dict-inline"):
         form = workload.form(strategy)
-        frames: list[memoryview] = []
         arrived, (payload,) = workload.request(0, "a", strategy, False)
         (item,) = arrived.items
         for body in bodies:
-            (got,) = processor.process(Job(1, form), body, beside(frames)).items
+            done = process(handler, body, form)
+            (got,) = done.items
             digests.add(got.digest)
             assert (got.pixels.shape, got.grid, got.count) == (item.pixels.shape, item.grid, item.count)
             assert got.seconds == item.seconds
-            assert frames.pop() == payload
+            assert done.pixels[0].tobytes() == bytes(payload)
         assert len(payload) == workload.payload_bytes(strategy)
     assert len(digests) == len(bodies), "equal videos would be processed once only"
 

@@ -8,14 +8,13 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from coatcheck.engine.http.config import FrontendConfig
 from coatcheck.errors import BadRequest, Overloaded, WorkerFailed
+from coatcheck.intake.config import PoolConfig
 from coatcheck.intake.pool import WorkerPool
 from tests.support.processes import runs
 
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.anyio
 SCRIPT = """
 import os, sys, time, zmq
 from coatcheck import process, wire
-from coatcheck.intake.records import Failed, Job, Processed, Refused, Sampling, WorkerReady
+from coatcheck.intake.records import Done, Failed, Job, Refused, WorkerReady
 process.die_with_parent(); process.leave_signals_to_parent()
 socket = zmq.Context().socket(zmq.DEALER)
 socket.setsockopt(zmq.IDENTITY, sys.argv[2].encode())
@@ -41,19 +40,18 @@ while 0 not in dict(poller.poll()):
         case b"die": os._exit(3)
         case b"sleep": time.sleep(60)
         case b"nap": time.sleep(0.3)
-        case b"refuse": wire.send(socket, Refused(job=job, message="no", param="p", code="c", status=422)); continue
+        case b"refuse": wire.send(socket, Refused(job=job, message="no", param="p", code="c")); continue
         case b"fail": wire.send(socket, Failed(job=job, message="oops")); continue
         case b"nonsense": socket.send(b"nonsense"); continue
         case b"other": job += 1
-    wire.send(socket, Processed(job=job, ids=(len(body),), items=(), sampling=Sampling(max_tokens=1), stream=False,
-                                include_usage=False, stop=()))
+    wire.send(socket, Done(job, (), b"%d" % len(body)))
 """
 
 
 @asynccontextmanager
 async def pool(command: str = SCRIPT, **options: Any) -> AsyncIterator[WorkerPool]:
-    config = FrontendConfig(model_dir=Path("unused"), model_name="m", **{"workers": 1, **options})
-    made = WorkerPool(config, command=(sys.executable, "-c", command))
+    config = PoolConfig(**{"workers": 1, **options})
+    made = WorkerPool(config, "none:None", "", command=(sys.executable, "-c", command))
     await made.start()
     try:
         yield made
@@ -65,10 +63,10 @@ async def pool(command: str = SCRIPT, **options: Any) -> AsyncIterator[WorkerPoo
 async def test_jobs_and_errors() -> None:
     async with pool() as workers:
         await workers.ready(10)
-        assert (await workers.process(b"x" * 100_000))[0].ids == (100_000,)
+        assert (await workers.process(b"x" * 100_000))[0].result == b"100000"
         with pytest.raises(BadRequest, match="no") as caught:
             await workers.process(b"refuse")
-        assert (caught.value.param, caught.value.code, caught.value.status) == ("p", "c", 422)
+        assert (caught.value.param, caught.value.code) == ("p", "c")
         with pytest.raises(WorkerFailed, match="oops"):
             await workers.process(b"fail")
         statistics = workers.statistics()
@@ -78,7 +76,7 @@ async def test_jobs_and_errors() -> None:
 async def test_many_jobs_over_two_workers() -> None:
     async with pool(workers=2) as workers:
         answers = await asyncio.gather(*[workers.process(b"x" * n) for n in range(1, 60)])
-        assert [processed.ids for processed, _ in answers] == [(n,) for n in range(1, 60)]
+        assert [done.result for done, _ in answers] == [b"%d" % n for n in range(1, 60)]
 
 
 @pytest.mark.parametrize("body", [b"die", b"nonsense", b"other"])
@@ -86,7 +84,7 @@ async def test_a_worker_that_dies_or_errs_costs_its_job_only(body: bytes) -> Non
     async with pool() as workers:
         with pytest.raises(WorkerFailed, match="again"):
             await workers.process(body)
-        assert (await workers.process(b"ab"))[0].ids == (2,)
+        assert (await workers.process(b"ab"))[0].result == b"2"
         assert workers.statistics().deaths == 1
 
 
@@ -94,7 +92,7 @@ async def test_a_job_past_its_limit_is_ended_by_force() -> None:
     async with pool(job_timeout_s=0.2) as workers:
         with pytest.raises(WorkerFailed, match="longer than"):
             await workers.process(b"sleep")
-        assert (await workers.process(b"ab"))[0].ids == (2,)
+        assert (await workers.process(b"ab"))[0].result == b"2"
 
 
 async def test_cancelled_jobs() -> None:
@@ -108,7 +106,7 @@ async def test_cancelled_jobs() -> None:
         at_work.cancel()
         await asyncio.wait([waiting, at_work])
         assert workers.statistics().waiting == 0
-        assert (await workers.process(b"ab"))[0].ids == (2,)  # after the nap; nobody died
+        assert (await workers.process(b"ab"))[0].result == b"2"  # after the nap; nobody died
         assert workers.statistics().deaths == 0
 
 
@@ -160,17 +158,15 @@ async def test_a_worker_leaves_signals_to_its_parent() -> None:
         (worker,) = workers._workers.values()
         os.kill(worker.process.pid, signal.SIGTERM)
         os.kill(worker.process.pid, signal.SIGINT)
-        assert (await workers.process(b"ab"))[0].ids == (2,)
+        assert (await workers.process(b"ab"))[0].result == b"2"
 
 
 PARENT = """
 import asyncio, sys
-from pathlib import Path
-from coatcheck.engine.http.config import FrontendConfig
+from coatcheck.intake.config import PoolConfig
 from coatcheck.intake.pool import WorkerPool
 async def main():
-    config = FrontendConfig(model_dir=Path("unused"), model_name="m")
-    pool = WorkerPool(config, command=(sys.executable, "-c", sys.argv[1]))
+    pool = WorkerPool(PoolConfig(), "none:None", "", command=(sys.executable, "-c", sys.argv[1]))
     await pool.start()
     await pool.ready(10)
     print(*[worker.process.pid for worker in pool._workers.values()], flush=True)

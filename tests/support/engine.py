@@ -15,8 +15,8 @@ import msgspec
 import zmq
 
 from coatcheck.arena import Arena
-from coatcheck.arena.handle import Handle
 from coatcheck.delivery.records import Returned
+from coatcheck.engine.http.strategy_choice import payload_policy
 from coatcheck.engine.launcher.processes import RankProcesses
 from coatcheck.engine.model.config import EngineConfig
 from coatcheck.engine.ranks.config import RankConfig
@@ -33,7 +33,6 @@ from coatcheck.engine.records import (
     Tokens,
     Verified,
 )
-from coatcheck.intake.auto import by_handle
 from coatcheck.sockets import PrivateEndpoint
 from coatcheck.wire import Buffer, Decoder, send, split
 
@@ -104,7 +103,8 @@ class Engine:
     def submit(self, arrived: Arrived, frames: Sequence[Buffer] = ()) -> None:
         self.results[arrived.request] = Result()
         sizes = [memoryview(frame).nbytes for frame in frames]
-        if frames and by_handle(arrived.strategy, sizes, self.ready.auto.inside_bytes, self.arena.capacity):
+        policy = payload_policy(arrived.strategy, arrived.request, self.ready.auto, "uint8")
+        if policy.uses_arena(sizes, self.arena.capacity):
             arrived, frames = self.check_in(arrived, frames), ()
         self.tell(arrived, frames)
 
@@ -113,7 +113,7 @@ class Engine:
         items = []
         for item, frame in zip(arrived.items, frames, strict=True):
             block = self.arena.put(arrived.request, memoryview(frame))
-            handle = Handle(block.offset, block.nonce, item.pixels.shape, item.pixels.dtype)
+            handle = block.handle(item.pixels.shape, item.pixels.dtype)
             items.append(msgspec.structs.replace(item, pixels=handle))
         self.arena.dispatch(arrived.request, range(self.size))
         return msgspec.structs.replace(arrived, items=tuple(items))
@@ -131,8 +131,7 @@ class Engine:
             if isinstance(event, Snapshot):
                 self.snapshots[event.rank] = event
             elif isinstance(event, Returned):
-                if self.arena.acknowledge(event.request, event.rank):
-                    self.arena.end(event.request)
+                self.arena.returned(event.request, event.rank)
             else:
                 break
         if isinstance(event, RanksReady):

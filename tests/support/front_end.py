@@ -9,6 +9,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +23,13 @@ from tokenizers import Tokenizer
 
 from coatcheck import wire
 from coatcheck.arena.handle import PixelForm
-from coatcheck.engine.chat.handler import Processor
-from coatcheck.engine.http.config import FrontendConfig
+from coatcheck.arena.queue import Want
+from coatcheck.engine.chat.handler import ChatHandler
+from coatcheck.engine.http.config import FrontendConfig, to_json
 from coatcheck.engine.http.front_end import FrontEnd
-from coatcheck.engine.records import Abort, Arrived, FromRanks, RanksReady, Stop, ToEntry, Tokens
-from coatcheck.intake.records import Job, Processed, check_frames
-from coatcheck.intake.writer import beside
+from coatcheck.engine.records import Abort, Arrived, FromRanks, Processed, RanksReady, Stop, ToEntry, Tokens
+from coatcheck.intake.records import Grant, Item, Job, Need, Slot, Stored, Tensor, check_frames
+from coatcheck.intake.writer import PayloadWriter
 
 ANSWER = "A red circle, ½ größer – 红色 🎉."
 START_LIMIT_S = 90  # workers import torch and transformers, on shared cores
@@ -163,14 +166,44 @@ def image_part(data: bytes | str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": data if isinstance(data, str) else data_url(data)}}
 
 
-def process(processor: Processor, body: bytes, form: PixelForm = "float32") -> tuple[Processed, list[NDArray[Any]]]:
-    """A job's answer, and its items' pixels."""
-    frames: list[memoryview] = []
-    made = processor.process(Job(1, form), body, beside(frames))
-    check_frames(made.items, frames)
-    return made, [
-        np.frombuffer(frame, form).reshape(i.pixels.shape) for i, frame in zip(made.items, frames, strict=True)
-    ]
+@dataclass(frozen=True)
+class Made:
+    """What a handler makes of a body."""
+
+    processed: Processed
+    items: tuple[Item, ...]
+    pixels: list[NDArray[Any]]  # of each item
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return self.processed.ids
+
+
+class Grants:
+    """A pool that grants what a test wants, and keeps what was asked for."""
+
+    def __init__(self, *slots: Slot | Stored) -> None:
+        self.slots = slots
+        self.wants: tuple[Want, ...] = ()
+
+    def ask(self, need: Need) -> Grant:
+        self.wants = need.wants
+        return Grant(need.job, self.slots)
+
+
+def chat_handler(model_dir: Path, **options: Any) -> ChatHandler:
+    return ChatHandler(to_json(FrontendConfig(model_dir=model_dir, **{"model_name": "coatcheck-tiny", **options})))
+
+
+def process(handler: ChatHandler, body: bytes, form: PixelForm = "float32", pool: Grants | None = None) -> Made:
+    """One job. ``pool``: asked for room; without slots the payloads go beside the answer."""
+    writer = PayloadWriter(Job(1, form, arena=pool is not None), pool or Grants(), memoryview(b""))
+    items, result = handler.handle(body, writer)
+    processed = wire.Decoder[Processed](Processed)(result)
+    given = [slot.item.digest for slot in pool.slots if isinstance(slot, Stored)] if pool is not None else []
+    beside = [item for item in items if isinstance(item.pixels, Tensor) and item.digest not in given]
+    pixels = [np.frombuffer(f, form).reshape(i.pixels.shape) for i, f in zip(beside, writer.frames, strict=True)]
+    return Made(processed, items, pixels)
 
 
 def chat_body(*parts: dict[str, Any] | str, **more: Any) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from coatcheck import wire
 from coatcheck.engine.http.app import create_app
 from coatcheck.engine.http.config import FrontendConfig
 from coatcheck.engine.http.rank_link import RankLink
-from coatcheck.intake.placement import BESIDE, Payloads
+from coatcheck.engine.records import Processed, Sampling
+from coatcheck.intake.placement import BESIDE, Policy
 from coatcheck.intake.pool import Answer, WorkerPool
-from coatcheck.intake.records import Processed, Sampling
+from coatcheck.intake.records import Done
 from tests.support.front_end import FakeEntry, chat_body
 
 
@@ -26,14 +27,14 @@ class InstantPool(WorkerPool):
     """Every body is a fine request; its first word says what is to happen."""
 
     def __init__(self, config: FrontendConfig) -> None:
-        super().__init__(config)
+        super().__init__(config, "none:None", "")
         self.gate = asyncio.Event()
 
     @property
     def is_ready(self) -> bool:
         return True
 
-    async def process(self, body: wire.Buffer, payloads: Payloads = BESIDE) -> Answer:
+    async def process(self, body: wire.Buffer, policy: Policy = BESIDE) -> Answer:
         if b"hang" in body:
             await asyncio.sleep(60)
         if b"gate" in body:
@@ -42,7 +43,8 @@ class InstantPool(WorkerPool):
             raise ZeroDivisionError("a secret of the house")
         stream = b'"stream":true' in bytes(body).replace(b" ", b"")
         sampling = Sampling(max_tokens=100)
-        return Processed(0, (1, 2), (), sampling, stream=stream, include_usage=False, stop=()), []
+        processed = Processed((1, 2), sampling, stream=stream, include_usage=False, stop=())
+        return Done(0, (), wire.encode(processed)), []
 
 
 class House:

@@ -13,10 +13,10 @@ from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
 from coatcheck.arena.handle import PixelForm
 from coatcheck.engine.model.positions import ModelPositions
-from coatcheck.engine.records import Arrived
+from coatcheck.engine.records import Arrived, Sampling
 from coatcheck.engine.strategies.inputs import MultimodalInputs
 from coatcheck.engine.strategies.materialize import Materialize
-from coatcheck.intake.records import Item, Sampling, Tensor
+from coatcheck.intake.records import Item, Tensor
 from coatcheck.pixels import PixelTable, image_processor
 
 

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Self
 
 from coatcheck.arena.allocator import PAGE, Allocator, pages
+from coatcheck.arena.handle import Handle, PixelForm
 from coatcheck.arena.memory import NONCE, ArenaAddress, OwnedMemory, first_payload
 from coatcheck.errors import ArenaFull, PayloadTooLarge
 
@@ -42,6 +43,10 @@ class Block:
     note: object = None  # what the owner wants to remember of the content
     leases: int = 0
     wanted: int = 0  # leases of requests that have not ended
+
+    def handle(self, shape: tuple[int, ...], dtype: PixelForm) -> Handle:
+        """For readers, once the block is committed and leased."""
+        return Handle(self.offset, self.nonce, shape, dtype)
 
 
 @dataclass
@@ -150,9 +155,9 @@ class Arena:
         """
         if nbytes > block.size:
             raise ValueError(f"{nbytes} bytes were written into a block of {block.size}")
-        known = self._by_digest.get(digest) if digest else None
+        known = self.known(digest)
         if known is not None:
-            self._counts["hits"] += 1  # it came while this one was written
+            self.count_hits(1)  # it came while this one was written
             self.lease(request, [known])  # first: what is cancelled may make somebody reserve, and evict
             self.cancel(block)
             return known
@@ -174,17 +179,21 @@ class Arena:
         self._memory.view[block.offset : block.offset + len(data)] = data
         return self.commit(request, block, len(data), digest)
 
-    def holds(self, digest: bytes) -> bool:
-        """Is that content there?"""
-        return digest in self._by_digest
+    def known(self, digest: bytes) -> Block | None:
+        """The block of that content, not leased to anybody by this; None if it is not there."""
+        return self._by_digest.get(digest) if digest else None
 
     def find(self, request: str, digest: bytes) -> Block | None:
         """The block of that content, leased to ``request``; None if it is not there."""
-        found = self._by_digest.get(digest)
+        found = self.known(digest)
         if found is not None:
-            self._counts["hits"] += 1
             self.lease(request, [found])
+            self.count_hits(1)
         return found
+
+    def count_hits(self, count: int) -> None:
+        """So many payloads were found here that would have been written otherwise."""
+        self._counts["hits"] += count
 
     # ------------------------------------------------------------------ leases
 
@@ -194,17 +203,6 @@ class Arena:
         for block in blocks:
             self._change(block, leases=1, wanted=0 if lease.ended else 1)
             lease.blocks.append(block)
-
-    def unlease(self, request: str, block: Block) -> None:
-        """The request, not dispatched yet, does without a block that it found. Ended requests: nothing happens."""
-        lease = self._leases.get(request)
-        if lease is None or block not in lease.blocks:
-            return
-        lease.blocks.remove(block)
-        self._change(block, leases=-1, wanted=0 if lease.ended else -1)
-        if not lease.blocks:
-            del self._leases[request]
-        self._room()
 
     def dispatch(self, request: str, readers: Iterable[int]) -> None:
         """From now on these readers may read the request's blocks, until each has acknowledged as often."""
@@ -223,6 +221,11 @@ class Arena:
             del lease.outstanding[reader]
         self._settle(request, lease)
         return not lease.outstanding
+
+    def returned(self, request: str, reader: int) -> None:
+        """As ``acknowledge``, for a request that is dispatched no more: it ends with its last reader."""
+        if self.acknowledge(request, reader):
+            self.end(request)
 
     def end(self, request: str) -> None:
         """Nobody wants the request's result any more. Unknown or ended: nothing happens."""

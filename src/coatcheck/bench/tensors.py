@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from coatcheck.arena import Arena
+from coatcheck.arena.queue import ArenaQueue, Want
 from coatcheck.bench.config import BenchConfig
 from coatcheck.bench.driver import Heard
 from coatcheck.bench.workload import TensorWorkload
 from coatcheck.engine.http.rank_link import RankLink
+from coatcheck.engine.http.strategy_choice import payload_policy
 from coatcheck.engine.launcher.processes import RankProcesses, watch
 from coatcheck.engine.ranks.config import RankConfig
 from coatcheck.engine.ranks.settings import RankSettings
+from coatcheck.engine.records import Arrived
 from coatcheck.errors import CoatcheckError
-from coatcheck.intake.auto import by_handle
-from coatcheck.intake.rooms import Rooms
+from coatcheck.wire import Buffer
 
 START_S = 180.0
 REQUEST_S = 300.0  # of a closed loop: includes waiting for all that are under way
@@ -35,14 +41,10 @@ class TensorDriver:
         self._workload = workload
         self._trace = trace
         self._verify = verify
-        self._rooms = Rooms(Arena(config.arena_mib << 20), REQUEST_S)
-        self._link = RankLink(queue=config.concurrency, on_returned=self._rooms.returned)
+        self.arena = Arena(config.arena_mib << 20)  # where payloads are under strategies with handles
+        self._queue = ArenaQueue(self.arena, threading.Lock())
+        self._link = RankLink(queue=config.concurrency, on_returned=self.arena.returned)
         self._numbers = itertools.count()
-
-    @property
-    def arena(self) -> Arena:
-        """Where payloads are under strategies with handles."""
-        return self._rooms.arena
 
     def payload_bytes(self, strategy: str) -> int:
         """See :class:`coatcheck.bench.driver.Driver`."""
@@ -66,10 +68,10 @@ class TensorDriver:
         try:
             async with asyncio.timeout(REQUEST_S):
                 assert self._link.ranks is not None
-                inside, room = self._link.ranks.auto.inside_bytes, self._rooms.arena.capacity
-                if by_handle(strategy, [memoryview(frame).nbytes for frame in frames], inside, room):
-                    arrived, frames = await self._rooms.put(arrived, frames)
-                self._rooms.dispatch(arrived, self._config.tp)
+                policy = payload_policy(strategy, heard.name, self._link.ranks.auto, "uint8")
+                if policy.uses_arena([memoryview(frame).nbytes for frame in frames], self.arena.capacity):
+                    arrived, frames = await self._stored(arrived, frames), []
+                    self.arena.dispatch(arrived.request, range(self._config.tp))
                 async with aclosing(self._link.submit(arrived, frames)) as answer:
                     async for word in answer:
                         if word.finish == "abort":
@@ -82,15 +84,31 @@ class TensorDriver:
         except CoatcheckError as error:
             heard.error = str(error).replace(heard.name, "...")
         finally:
-            self._rooms.arena.end(heard.name)
+            self.arena.end(heard.name)
         heard.said = " ".join(map(str, tokens))
         return heard
+
+    async def _stored(self, arrived: Arrived, frames: Sequence[Buffer]) -> Arrived:
+        """The same request, its payloads copied into the arena and leased to it, as a worker and the pool do."""
+        views = [memoryview(frame).cast("B") for frame in frames]
+        wants = [Want(len(view), item.digest) for item, view in zip(arrived.items, views, strict=True)]
+        reserved = await self._queue.reserve(arrived.request, wants, REQUEST_S)
+        items = []
+        for item, view, held in zip(arrived.items, views, reserved, strict=True):
+            block = held.block
+            if not held.filled:
+                with self.arena.writable(block) as room:
+                    room[: len(view)] = view
+                block = self.arena.commit(arrived.request, block, len(view), item.digest)
+            pixels = block.handle(item.pixels.shape, item.pixels.dtype)
+            items.append(msgspec.structs.replace(item, pixels=pixels))
+        return msgspec.structs.replace(arrived, items=tuple(items))
 
     async def __aenter__(self) -> Self:
         await self._link.start()
         # Waiting in a closed loop is no failure here, however long the queue of a slow strategy gets.
         ranks = RankConfig(ready_timeout_s=REQUEST_S, trace=str(self._trace))
-        arena = self._rooms.arena.address
+        arena = self.arena.address
         settings = RankSettings(self._config.engine, ranks, self._link.to_entry, self._link.from_entry, arena)
         self._ranks = RankProcesses(settings, self._config.tp)
         self._watch = asyncio.create_task(watch(self._ranks, self._link))
@@ -114,4 +132,4 @@ class TensorDriver:
         self._watch.cancel()
         self._ranks.kill()
         await self._link.close()
-        self._rooms.arena.close()
+        self.arena.close()

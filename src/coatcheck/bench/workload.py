@@ -19,13 +19,14 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from coatcheck.arena.handle import PixelForm, nbytes
 from coatcheck.bench import clip, noise
 from coatcheck.bench.config import MADE, BenchConfig
-from coatcheck.engine.http.config import FrontendConfig
 from coatcheck.engine.model.checkpoint import read_config
-from coatcheck.engine.records import Arrived
+from coatcheck.engine.records import Arrived, Sampling
 from coatcheck.engine.strategies.table import is_compact
 from coatcheck.errors import BadRequest, ConfigError
-from coatcheck.intake.media.processor import Cutter
-from coatcheck.intake.records import Item, Sampling, Tensor, prompt_tokens
+from coatcheck.intake.config import MediaLimits
+from coatcheck.intake.media.processor import MediaProcessor
+from coatcheck.intake.media.source import Source
+from coatcheck.intake.records import Item, Tensor, prompt_tokens
 from coatcheck.pixels import PixelTable, image_processor
 from coatcheck.wire import Buffer
 
@@ -140,13 +141,13 @@ def _geometry(config: BenchConfig) -> Geometry:
 
 def _film(config: BenchConfig, data: bytes) -> tuple[Geometry, NDArray[np.uint8]]:
     """The video as the front end cuts it, and its compact pixels."""
-    cutter = Cutter(FrontendConfig(model_dir=config.model, model_name=MODEL_NAME))
+    processor = MediaProcessor(config.model, MediaLimits())
     try:
-        film = cutter.open_video(data, "video")
-        values, grid = film.make("uint8")
+        film = processor.open_bytes(Source("video", "--video", ""), data)
+        values, grid = film.values("uint8")
     except BadRequest as error:
         raise ConfigError(f"--video: {error}") from error
-    return Geometry(grid, film.patches // cutter.merge**2, film.seconds), values.astype(np.uint8, copy=False)
+    return Geometry(grid, processor.tokens(film.patches), film.seconds), values.astype(np.uint8, copy=False)
 
 
 def http_bodies(config: BenchConfig, video: bytes) -> list[bytes]:

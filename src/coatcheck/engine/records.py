@@ -2,7 +2,7 @@
 
 Way of a request::
 
-    client -> front end -> (Job) -> worker -> (Need -> Grant ->, Processed | Refused) -> front end
+    client -> front end -> (Job) -> worker -> (Done with Processed | Refused) -> front end
     front end -> (Arrived | Abort | Stop) -> entry rank -> (Plan) -> every rank
     every rank -> (Ready | Consumed) -> entry rank -> (Tokens | Rejected | ...) -> front end
     every rank -> (Snapshot | Returned) -> front end
@@ -13,8 +13,32 @@ from __future__ import annotations
 from typing import Literal
 
 from coatcheck.delivery.records import Ready, Returned
-from coatcheck.intake.records import Item, Sampling
+from coatcheck.intake.records import Item
 from coatcheck.wire import Record
+
+
+class Sampling(Record, frozen=True):
+    """How tokens are drawn and when generation ends."""
+
+    max_tokens: int  # >= 1
+    temperature: float = 0.0  # 0: greedy
+    top_p: float = 1.0  # (0, 1]
+    seed: int = 0  # of this request's own generator; the front end draws one where the client gave none
+    stop_ids: tuple[int, ...] = ()  # tokens that end generation (not returned as text); empty: run to max_tokens
+
+
+# --------------------------------------------------------------------------- worker -> front end
+
+
+class Processed(Record, frozen=True):
+    """What a worker made of a valid body, beside the items (:class:`coatcheck.intake.records.Done`)."""
+
+    ids: tuple[int, ...]  # prompt, a placeholder for each item: see coatcheck.intake.records.prompt_tokens
+    sampling: Sampling
+    stream: bool
+    include_usage: bool  # stream_options.include_usage
+    stop: tuple[str, ...]  # stop strings, matched by the front end
+
 
 # --------------------------------------------------------------------------- front end <-> entry rank
 

@@ -2,4 +2,12 @@
 
 In the host's process, on its event loop: ``pool`` and ``placement``. In worker processes: ``worker``, ``writer`` and
 ``media``, the only folder that decodes (Pillow, PyAV, transformers).
+
+A payload's way, five hops in three files::
+
+    media.processor.MediaProcessor.open   the header tells its size           (worker)
+    writer.PayloadWriter.reserve          asks where it goes                  (worker)
+    placement.Placement.grant             beside the answer, or a block       (host)
+    writer.PayloadWriter.write            decoded, and written there          (worker)
+    placement.Placement.commit            the block is complete: its handle   (host)
 """

@@ -1,4 +1,12 @@
-"""The pool of workers: jobs in arrival order, one at a time per worker, each bounded in time; the dead are replaced."""
+"""The pool of workers: jobs in arrival order, one at a time per worker, each bounded in time; the dead are replaced.
+
+Invariants (``tests/intake/test_pool.py``):
+
+* Every job ends exactly once: done, refused, failed or cancelled.
+* A job that waits for room in the arena occupies no worker. Its worker forgets it; once there is room it is the next
+  job of a worker, which is told where to write as soon as it asks again.
+* Reserved room is given back only once no worker can write there: after its answer, or its process's end.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +25,26 @@ import zmq
 import zmq.asyncio
 
 from coatcheck import process, wire
-from coatcheck.engine.http.config import FrontendConfig, to_json
-from coatcheck.errors import BadRequest, Overloaded, WireError, WorkerFailed
-from coatcheck.intake.placement import BESIDE, Payloads, Placing
+from coatcheck.arena import Arena
+from coatcheck.arena.queue import ArenaQueue
+from coatcheck.errors import ArenaError, BadRequest, Overloaded, WireError, WorkerFailed
+from coatcheck.intake.config import PoolConfig
+from coatcheck.intake.placement import BESIDE, Placement, Policy
 from coatcheck.intake.records import (
+    Done,
     Failed,
     FromWorker,
-    Grant,
     Job,
+    Later,
     Need,
-    NoRoom,
-    Processed,
     Refused,
+    ToWorker,
     WorkerReady,
     check_frames,
 )
-from coatcheck.intake.rooms import Rooms
 from coatcheck.sockets import PrivateEndpoint
 
-log = logging.getLogger("coatcheck.frontend")
+log = logging.getLogger("coatcheck.intake")
 
 COMMAND = (sys.executable, "-m", "coatcheck.intake.worker")
 START_ATTEMPTS = 3  # starts in a row that fail before a worker's place is given up
@@ -49,8 +58,9 @@ ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
 }
 
-Answer = tuple[Processed, list[memoryview]]
+Answer = tuple[Done, list[memoryview]]
 NO_ARENA = ""
+ROUNDS = 3  # times that a job may ask for room: it waits once, and what it wants may differ when it comes again
 
 
 @dataclass(frozen=True)
@@ -68,9 +78,10 @@ class WorkerStatistics:
 @dataclass(eq=False)
 class _Task:
     job: int
-    body: wire.Buffer
-    placing: Placing
+    body: wire.Buffer  # as long as it may have to be sent again
+    placement: Placement
     answer: asyncio.Future[Answer]
+    rounds: int = 0  # that it has asked for room
 
 
 @dataclass(eq=False)
@@ -93,11 +104,24 @@ class _Counts:
 class WorkerPool:
     """Runs ``config.workers`` workers. Use within one event loop; ``start`` first, ``close`` last."""
 
-    def __init__(self, config: FrontendConfig, *, command: Sequence[str] = COMMAND, rooms: Rooms | None = None) -> None:
-        """``rooms``: where payloads go if ``process`` is told so."""
+    def __init__(
+        self,
+        config: PoolConfig,
+        handler: str,
+        handler_config: str,
+        *,
+        arena: Arena | None = None,
+        queue: ArenaQueue | None = None,
+        command: Sequence[str] = COMMAND,
+    ) -> None:
+        """``handler``: "module:Class", a :class:`coatcheck.intake.worker.Handler`, made of ``handler_config``.
+
+        ``arena`` and ``queue``, both or none: where payloads go if ``process`` is told so.
+        """
         self._config = config
-        self._rooms = rooms
-        self._grants: set[asyncio.Task[None]] = set()
+        self._handler = (handler, handler_config)
+        self._arena, self._queue = arena, queue
+        self._reserving: set[asyncio.Task[None]] = set()
         self._command = tuple(command)
         self._workers: dict[bytes, _Worker] = {}
         self._idle: deque[_Worker] = deque()
@@ -132,28 +156,34 @@ class WorkerPool:
         """A worker has been ready, and the pool has not failed since: jobs are taken, if perhaps after a restart."""
         return self._settled.is_set() and self._failure is None and not self._closed
 
-    async def process(self, body: wire.Buffer, payloads: Payloads = BESIDE) -> Answer:
-        """One request's body through a worker; the caller must not change ``body`` afterwards.
+    async def process(self, body: wire.Buffer, policy: Policy = BESIDE) -> Answer:
+        """One job through a worker; the caller must not change ``body`` afterwards.
 
-        With a holder in ``payloads`` the caller ends the holder in any case.
+        With a holder in ``policy`` the caller ends the holder in any case.
 
-        Raises BadRequest (the client's fault), Overloaded (too many wait, or the arena is full), WorkerFailed (the
-        worker failed, died or took longer than ``job_timeout_s``). Cancelling takes a waiting job out of the queue;
-        one at a worker runs on unheard.
+        Raises BadRequest (the job is at fault), Overloaded (too many wait), ArenaFull or PayloadTooLarge, WorkerFailed
+        (the worker failed, died or took longer than ``job_timeout_s``). Cancelling takes a waiting job out of the
+        queue; one at a worker runs on unheard.
         """
         if self._failure is not None or self._closed:
             raise WorkerFailed(self._failure or "The workers are shut down")
-        if len(self._waiting) >= self._config.max_waiting:
+        if len(self._waiting) + len(self._reserving) >= self._config.max_waiting:
             raise Overloaded("Too many requests wait for a worker")
-        placing = Placing(payloads, self._rooms)
-        task = _Task(next(self._counts.numbers), body, placing, asyncio.get_running_loop().create_future())
+        placement = Placement(policy, self._arena, self._queue)
+        task = _Task(next(self._counts.numbers), body, placement, asyncio.get_running_loop().create_future())
         self._waiting.append(task)
         self._dispatch()
         try:
             return await task.answer
         finally:
-            with suppress(ValueError):
-                self._waiting.remove(task)
+            self._leave(task)
+
+    def _leave(self, task: _Task) -> None:
+        """Nobody waits for the job any more. One that no worker has holds nothing from here on."""
+        with suppress(ValueError):
+            self._waiting.remove(task)
+        if not any(worker.task is task for worker in self._workers.values()):
+            task.placement.close()
 
     def pids(self) -> tuple[int, ...]:
         """Of the workers that run now, in order of their places."""
@@ -176,7 +206,7 @@ class WorkerPool:
         if self._closed or self._receiver is None:
             return
         self._closed = True
-        tasks = [self._receiver, *self._places, *self._grants]
+        tasks = [self._receiver, *self._places, *self._reserving]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -205,17 +235,15 @@ class WorkerPool:
                 continue
             worker = self._idle.popleft()
             worker.task = task
-            self._arm_job(worker)
-            message = [
-                worker.identity,
-                wire.encode(Job(task.job, task.placing.payloads.form, bool(task.placing.payloads.holder))),
-                task.body,
-            ]
-            task.body = b""  # ZeroMQ holds it now
-            self._send(worker, message)
+            self._arm(worker, self._config.job_timeout_s, f"took longer than {self._config.job_timeout_s:g} s")
+            policy = task.placement.policy
+            self._send(worker, Job(task.job, policy.form, bool(policy.holder)), task.body)
+            if not policy.holder:
+                task.body = b""  # ZeroMQ holds it now
 
-    def _send(self, worker: _Worker, message: list[wire.Buffer]) -> None:
-        sent = asyncio.ensure_future(self._socket.send_multipart(message, copy=False))
+    def _send(self, worker: _Worker, record: ToWorker, *frames: wire.Buffer) -> None:
+        message = [worker.identity, wire.encode(record), *frames]
+        sent = asyncio.ensure_future(self._socket.send_multipart(message, copy=not frames))
         sent.add_done_callback(lambda done: self._sent(done, worker))
 
     def _sent(self, done: asyncio.Future[Any], worker: _Worker) -> None:
@@ -231,74 +259,97 @@ class WorkerPool:
                 continue  # buried since
             try:
                 record, frames = wire.split(message[1:])
-                self._answered(worker, decode(record), frames)
+                self._heard(worker, decode(record), frames)
             except WireError as error:
                 self._kill(worker, f"sent what we do not understand: {error}")
+            except Exception:  # one bad record must not silence all workers
+                log.exception("what a worker said could not be handled")
+                self._kill(worker, "said what could not be handled")
 
-    def _needs(self, worker: _Worker, need: Need) -> None:
+    def _heard(self, worker: _Worker, record: FromWorker, frames: list[memoryview]) -> None:
+        """Raises WireError if the record is out of turn."""
         task = worker.task
-        if task is None or need.job != task.job:
-            raise WireError("room asked for no job of its own")
-        task.placing.expects(need)
-        worker.deadline.cancel()  # waiting for room is bounded by itself, and no fault of the worker's
+        match record:
+            case WorkerReady() if task is None and not worker.ready:
+                worker.ready = True
+                self._settled.set()
+                self._free(worker)
+            case Need() if task is not None and record.job == task.job:
+                self._need(worker, task, record)
+            case Done() | Refused() | Failed() if task is not None and record.job == task.job:
+                self._end(task, record, frames)
+                self._counts.jobs += 1
+                self._free(worker)
+            case _:
+                raise WireError(f"{type(record).__name__} out of turn")
 
-        async def grant() -> None:
-            reply: Grant | NoRoom = NoRoom(need.job)
-            try:
-                reply = await task.placing.grant(need, lambda: worker.task is task and not task.answer.done())
-            finally:
-                if worker.task is task and not self._closed:
-                    self._arm_job(worker)
-                    self._send(worker, [worker.identity, wire.encode(reply)])
-
-        waiting = asyncio.create_task(grant(), name="coatcheck-room")
-        self._grants.add(waiting)
-        waiting.add_done_callback(self._grants.discard)
-        task.answer.add_done_callback(lambda _: waiting.cancel())  # nobody waits any more: out of the line
-
-    def _answered(self, worker: _Worker, record: FromWorker, frames: list[memoryview]) -> None:
-        if isinstance(record, Need):
-            self._needs(worker, record)
-            return
-        task, worker.task = worker.task, None
+    def _free(self, worker: _Worker) -> None:
+        """The worker is ready for the next job."""
         worker.deadline.cancel()
-        if isinstance(record, WorkerReady) and task is None:
-            worker.ready = True
-            self._settled.set()
-        elif isinstance(record, WorkerReady):
-            worker.task = task
-            raise WireError("ready in the middle of a job")
-        elif task is None or record.job != task.job:
-            worker.task = task
-            raise WireError("an answer to no job of its own")
-        else:
-            self._counts.jobs += 1
-            try:
-                answer = self._answer(task, record, frames)
-            except (BadRequest, Overloaded, WorkerFailed) as error:
-                if not task.answer.done():
-                    task.answer.set_exception(error)
-            except WireError:
-                worker.task = task
-                raise
-            else:
-                if not task.answer.done():
-                    task.answer.set_result(answer)
-            task.placing.let_go()
+        worker.task = None
         self._idle.append(worker)
         self._dispatch()
 
-    def _answer(self, task: _Task, record: Processed | Refused | Failed, frames: list[memoryview]) -> Answer:
-        if task.placing.refusal is not None:
-            raise task.placing.refusal
+    def _end(self, task: _Task, record: Done | Refused | Failed, frames: list[memoryview]) -> None:
+        """The worker's last word on the job. Raises WireError, nothing changed, if it cannot be."""
+        error: Exception | None = None
         if isinstance(record, Refused):
-            raise BadRequest(record.message, param=record.param, code=record.code, status=record.status)
-        if isinstance(record, Failed):
-            raise WorkerFailed(record.message)
-        check_frames(record.items, frames)
+            error = BadRequest(record.message, param=record.param, code=record.code)
+        elif isinstance(record, Failed):
+            error = WorkerFailed(record.message)
+        else:
+            check_frames(record.items, frames)
+            if not task.answer.done():
+                task.answer.set_result((task.placement.commit(record), frames))
+        if error is not None and not task.answer.done():
+            task.answer.set_exception(error)
+        task.placement.close()
+
+    # ------------------------------------------------------------------- room in the arena
+
+    def _need(self, worker: _Worker, task: _Task, need: Need) -> None:
+        """Grants what is there; else the worker is free, and the job waits for room by itself."""
+        try:
+            grant = task.placement.grant(need) if not task.answer.done() else None
+        except ArenaError as error:
+            grant = None
+            task.answer.set_exception(error)
+        if grant is not None:
+            task.body = b""  # it is not sent again
+            self._send(worker, grant)
+            return
+        self._send(worker, Later(need.job))
         if not task.answer.done():
-            record = task.placing.check_in(record)
-        return record, frames
+            reserving = asyncio.create_task(self._reserve(task, need), name="coatcheck-room")
+            self._reserving.add(reserving)
+            reserving.add_done_callback(self._reserving.discard)
+            task.answer.add_done_callback(lambda _: reserving.cancel())  # nobody waits any more: out of the line
+        else:
+            task.placement.close()
+        self._free(worker)
+
+    async def _reserve(self, task: _Task, need: Need) -> None:
+        """Waits for room; then the job is the next for a worker."""
+        task.rounds += 1
+        try:
+            if task.rounds > ROUNDS:
+                raise WorkerFailed("What the request's URLs lead to changes all the time")
+            await task.placement.reserve(need.wants, self._config.arena_wait_s)
+        except (ArenaError, WorkerFailed) as error:
+            if not task.answer.done():
+                task.answer.set_exception(error)
+            return
+        except asyncio.CancelledError:
+            if not task.answer.done():
+                task.answer.set_exception(WorkerFailed("The workers are shut down"))
+            raise
+        if self._failure is not None and not task.answer.done():
+            task.answer.set_exception(WorkerFailed(self._failure))
+        if task.answer.done():
+            task.placement.close()
+            return
+        self._waiting.appendleft(task)
+        self._dispatch()
 
     # ------------------------------------------------------------------- processes
 
@@ -329,8 +380,8 @@ class WorkerPool:
 
     async def _spawn(self, place: int, life: int) -> _Worker:
         identity = f"{place}.{life}"
-        arena = self._rooms.arena.address.to_json() if self._rooms is not None else NO_ARENA
-        arguments = (self._endpoint.address, identity, to_json(self._config), arena)
+        arena = self._arena.address.to_json() if self._arena is not None else NO_ARENA
+        arguments = (self._endpoint.address, identity, arena, *self._handler)
         environment = {**os.environ, **ENVIRONMENT, process.PARENT: str(os.getpid())}
         child = await asyncio.create_subprocess_exec(
             *self._command, *arguments, stdin=asyncio.subprocess.PIPE, env=environment
@@ -339,9 +390,6 @@ class WorkerPool:
         self._arm(worker, self._config.worker_start_timeout_s, "did not get ready in time")
         self._workers[worker.identity] = worker
         return worker
-
-    def _arm_job(self, worker: _Worker) -> None:
-        self._arm(worker, self._config.job_timeout_s, f"took longer than {self._config.job_timeout_s:g} s")
 
     def _arm(self, worker: _Worker, seconds: float, why: str) -> None:
         worker.deadline.cancel()
@@ -362,7 +410,7 @@ class WorkerPool:
             self._idle.remove(worker)
         task, worker.task = worker.task, None
         if task is not None:
-            task.placing.let_go()
+            task.placement.close()
         if task is not None and not task.answer.done():
             reason = f"The worker at this request {worker.why or 'died'}; sending it again is safe"
             task.answer.set_exception(WorkerFailed(reason))

@@ -2,6 +2,11 @@
 
 A payload never stands inside a record: it is a raw frame beside it (:class:`Tensor`), or in the arena
 (:class:`~coatcheck.arena.handle.Handle`).
+
+Way of a job::
+
+    pool -> (Job) -> worker -> (Need) -> pool -> (Grant) -> worker -> (Done | Refused | Failed) -> pool
+                                              -> (Later): the worker drops the job, which comes again once it has room
 """
 
 from __future__ import annotations
@@ -9,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from coatcheck.arena.handle import Handle, PixelForm, nbytes
+from coatcheck.arena.queue import Want
 from coatcheck.errors import WireError
 from coatcheck.wire import Buffer, Record
 
@@ -19,7 +25,7 @@ class Tensor(Record, frozen=True):
     Contiguous, row-major, little-endian.
     """
 
-    frame: int  # index among the frames beside the record, from 0: the tensors of a request have frames in order
+    frame: int  # index among the payloads beside the record, from 0: the tensors of a request have frames in order
     shape: tuple[int, ...]
     dtype: PixelForm
 
@@ -35,46 +41,30 @@ class Item(Record, frozen=True):
     seconds: float | None = None  # a video's, from one temporal patch to the next; None: an image
 
 
-class Sampling(Record, frozen=True):
-    """How tokens are drawn and when generation ends."""
-
-    max_tokens: int  # >= 1
-    temperature: float = 0.0  # 0: greedy
-    top_p: float = 1.0  # (0, 1]
-    seed: int = 0  # of this request's own generator; the front end draws one where the client gave none
-    stop_ids: tuple[int, ...] = ()  # tokens that end generation (not returned as text); empty: run to max_tokens
-
-
 # --------------------------------------------------------------------------- pool <-> worker
 
 
 class Job(Record, frozen=True):
-    """Front end -> worker. Frame 0: the HTTP request's JSON body, untouched."""
+    """Pool -> worker. Frame 0: the body, which the host's handler understands."""
 
     job: int
-    pixels: PixelForm = "float32"  # the form of the payloads
+    form: PixelForm = "float32"  # of the payloads
     arena: bool = False  # payloads go into the arena, instead of into frames beside the answer
 
 
-class Want(Record, frozen=True):
-    """Room for one payload."""
-
-    nbytes: int  # at most
-    digest: bytes = b""  # its identity, so that content that is there already needs no room; empty: unknown
-
-
 class Need(Record, frozen=True):
-    """Worker -> front end, before anything is decoded: room in the arena. The worker waits for Grant or NoRoom."""
+    """Worker -> pool, before anything is decoded: room in the arena. The worker waits for Grant or Later."""
 
     job: int
     wants: tuple[Want, ...]
 
 
-class Place(Record, frozen=True):
+class Slot(Record, frozen=True):
     """The worker may write there until it has answered the job."""
 
     offset: int
     nonce: int
+    nbytes: int  # at most
 
 
 class Stored(Record, frozen=True):
@@ -84,55 +74,50 @@ class Stored(Record, frozen=True):
 
 
 class Grant(Record, frozen=True):
-    """Front end -> worker: one for each payload wanted, in order."""
+    """Pool -> worker: one for each payload wanted, in order."""
 
     job: int
-    places: tuple[Place | Stored, ...]  # none: the payloads go beside the answer
+    slots: tuple[Slot | Stored, ...]  # none: the payloads go beside the answer
 
 
-class NoRoom(Record, frozen=True):
-    """Front end -> worker: the job is over; the front end knows why."""
-
-    job: int
-
-
-class Processed(Record, frozen=True):
-    """Worker -> front end: a valid request, ready for the ranks. Frames: of the items that are not in the arena."""
+class Later(Record, frozen=True):
+    """Pool -> worker: there is no room now, or nobody waits for the job any more. The worker forgets the job."""
 
     job: int
-    ids: tuple[int, ...]  # prompt, a placeholder for each item: see coatcheck.wire.prompt_tokens
+
+
+class Done(Record, frozen=True):
+    """Worker -> pool: the job is done. Frames: payloads of the items that are not in the arena."""
+
+    job: int
     items: tuple[Item, ...]
-    sampling: Sampling
-    stream: bool
-    include_usage: bool  # stream_options.include_usage
-    stop: tuple[str, ...]  # stop strings, matched by the front end
+    result: bytes = b""  # the handler's own record, encoded; the pool hands it on
 
 
 class Refused(Record, frozen=True):
-    """Worker -> front end: the request is at fault (4xx)."""
+    """Worker -> pool: the job is at fault; see :class:`coatcheck.errors.BadRequest`."""
 
     job: int
     message: str
     param: str | None
     code: str
-    status: int
 
 
 class Failed(Record, frozen=True):
-    """Worker -> front end: the worker failed on this job (5xx); the message has no internals of the host."""
+    """Worker -> pool: the worker failed on this job; the message has no internals of the host."""
 
     job: int
     message: str
 
 
 class WorkerReady(Record, frozen=True):
-    """Worker -> front end, once, when it can take jobs."""
+    """Worker -> pool, once, when it can take jobs."""
 
     pid: int
 
 
-ToWorker = Job | Grant | NoRoom
-FromWorker = Need | Processed | Refused | Failed | WorkerReady
+ToWorker = Job | Grant | Later
+FromWorker = Need | Done | Refused | Failed | WorkerReady
 
 
 def tensors(items: Sequence[Item]) -> list[Tensor]:

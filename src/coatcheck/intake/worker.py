@@ -1,34 +1,76 @@
-"""The image-processing process: takes jobs one at a time, answers each with a record.
+"""The worker process: takes jobs one at a time and answers each with a record.
 
-:class:`coatcheck.intake.pool.WorkerPool` starts it with the arguments ADDRESS, IDENTITY, CONFIG. It leaves when
-its standard input ends, and dies with its parent. Its state is worthless: killing it costs the job at hand.
+:class:`coatcheck.intake.pool.WorkerPool` starts it with the arguments ADDRESS, IDENTITY, ARENA, HANDLER, CONFIG. It
+leaves when its standard input ends, and dies with its parent. Its state is worthless: killing it costs the job at hand.
+
+What a job's body means is the host's matter: HANDLER names the class that handles it.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Protocol
 
 import zmq
 
 from coatcheck import process, wire
-from coatcheck.arena import ArenaAddress
-from coatcheck.engine.http.config import FrontendConfig, from_json
-from coatcheck.errors import BadRequest
-from coatcheck.intake.records import Failed, Refused, WorkerReady
-from coatcheck.intake.writer import Desk, NoPlace
-
-if TYPE_CHECKING:
-    from coatcheck.engine.chat.handler import Processor
+from coatcheck.arena import ArenaAddress, AttachedMemory
+from coatcheck.errors import BadRequest, WireError
+from coatcheck.intake.records import Done, Failed, Grant, Item, Job, Later, Need, Refused, ToWorker, WorkerReady
+from coatcheck.intake.writer import NoRoom, PayloadWriter
 
 log = logging.getLogger("coatcheck.worker")
 
 
-def main(address: str, identity: str, config_json: str, arena: str) -> None:
-    """Serves jobs until standard input ends. ``identity``: "place.life" in the pool; ``arena``: "" if there is none."""
+class Handler(Protocol):
+    """The host's part in a worker, made there as ``HANDLER(config)`` with the pool's ``handler_config``."""
+
+    def handle(self, body: memoryview, writer: PayloadWriter) -> tuple[tuple[Item, ...], bytes]:
+        """The body's items, their payloads written by ``writer``; and what else the host wants to know, encoded.
+
+        Raises BadRequest if the body is at fault; NoRoom comes from the writer.
+        """
+        ...
+
+
+class PoolSocket:
+    """The worker's connection to its pool."""
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self._socket = socket
+        self._decode = wire.Decoder[ToWorker](ToWorker)
+
+    def next_job(self) -> tuple[Job, Sequence[memoryview]]:
+        """The next job and its frames."""
+        record, frames = wire.split(self._socket.recv_multipart(copy=False))
+        job = self._decode(record)
+        if not isinstance(job, Job):
+            raise WireError(f"a job was expected, {type(job).__name__} came")
+        return job, frames
+
+    def ask(self, need: Need) -> Grant | Later:
+        """See :class:`coatcheck.intake.writer.Pool`."""
+        wire.send(self._socket, need)
+        answer = self._decode(self._socket.recv())
+        if isinstance(answer, Job):
+            raise WireError("a job came in the middle of a job")
+        return answer
+
+    def answer(self, record: Done | Refused | Failed | WorkerReady, frames: Sequence[memoryview] = ()) -> None:
+        """The job's one answer."""
+        wire.send(self._socket, record, frames)
+
+
+def main(address: str, identity: str, arena: str, handler: str, config: str) -> None:
+    """Serves jobs until standard input ends.
+
+    ``identity``: "place.life" in the pool; ``arena``: "" if there is none; ``handler``: "module:Class".
+    """
     place = identity.partition(".")[0]
     process.set_name(f"coatcheck-work{place}")  # "worker0" would not fit into the kernel's 15 characters
     process.die_with_parent()
@@ -40,47 +82,47 @@ def main(address: str, identity: str, config_json: str, arena: str) -> None:
     socket.setsockopt(zmq.LINGER, 0)
     socket.connect(address)
     try:
-        serve(socket, from_json(config_json), ArenaAddress.from_json(arena) if arena else None)
+        serve(socket, arena, _made(handler, config))
     finally:
         context.destroy(linger=0)
 
 
-def serve(socket: zmq.Socket[bytes], config: FrontendConfig, arena: ArenaAddress | None) -> None:
-    """Loads the model's processor, maps the arena, reports WorkerReady, answers jobs."""
-    import torch
-    from PIL import Image
+def _made(handler: str, config: str) -> Handler:
+    module, _, name = handler.partition(":")
+    made: Handler = getattr(importlib.import_module(module), name)(config)
+    return made
 
-    from coatcheck.engine.chat.handler import Processor
 
-    torch.set_num_threads(1)  # as many workers as cores, not as many threads each
-    Image.MAX_IMAGE_PIXELS = None  # this process enforces max_pixels from each header instead
-    processor = Processor(config)
-    desk = Desk(socket, arena)
-    wire.send(socket, WorkerReady(pid=os.getpid()))
+def serve(socket: zmq.Socket[bytes], arena: str, handler: Handler) -> None:
+    """Maps the arena, reports WorkerReady, answers jobs."""
+    mapped = AttachedMemory(ArenaAddress.from_json(arena), writable=True) if arena else None
+    memory = mapped.view if mapped is not None else None
+    pool = PoolSocket(socket)
+    pool.answer(WorkerReady(pid=os.getpid()))
     poller = zmq.Poller()
     poller.register(socket, zmq.POLLIN)
     poller.register(sys.stdin.fileno(), zmq.POLLIN)
     while True:
         if sys.stdin.fileno() in dict(poller.poll()):
             return  # nothing is ever written to it, so this is its end
-        answer(socket, processor, desk)
+        answer(pool, memory, handler)
 
 
-def answer(socket: zmq.Socket[bytes], processor: Processor, desk: Desk) -> None:
-    """Receives one job and sends exactly one answer back, whatever happens in it. Keeps nothing of it."""
-    job, frames = desk.job()
+def answer(pool: PoolSocket, memory: memoryview | None, handler: Handler) -> None:
+    """One job, whatever happens in it. Keeps nothing of it."""
+    job, frames = pool.next_job()
+    writer = PayloadWriter(job, pool, memory)
     try:
-        payloads: list[memoryview] = []
-        wire.send(socket, processor.process(job, frames[0], desk.room(job, payloads)), payloads)
+        items, result = handler.handle(frames[0], writer)
+        pool.answer(Done(job.job, items, result), writer.frames)
     except BadRequest as error:
-        refused = Refused(job=job.job, message=str(error), param=error.param, code=error.code, status=error.status)
-        wire.send(socket, refused)
-    except NoPlace:
-        wire.send(socket, Failed(job=job.job, message="There was no room for the request's payloads"))
+        pool.answer(Refused(job.job, str(error), error.param, error.code))
+    except NoRoom:
+        pass  # the pool said so itself
     except Exception as error:
         log.error("job %d failed:\n%s", job.job, traceback.format_exc())
-        wire.send(socket, Failed(job=job.job, message=f"The request could not be processed ({type(error).__name__})"))
+        pool.answer(Failed(job.job, f"The request could not be processed ({type(error).__name__})"))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:5])
+    main(*sys.argv[1:6])

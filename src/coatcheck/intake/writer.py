@@ -1,85 +1,70 @@
-"""Where a worker puts payloads: beside its answer, or into the arena, for which it asks the front end first."""
+"""Where a worker puts payloads: beside its answer, or into the arena, for which it asks the pool first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import zmq
 
-from coatcheck import wire
-from coatcheck.arena import ArenaAddress, AttachedMemory
 from coatcheck.arena.handle import Handle, PixelForm, nbytes
-from coatcheck.errors import ConfigError, WireError
-from coatcheck.intake.records import Grant, Job, Need, Place, Stored, Tensor, ToWorker, Want
+from coatcheck.arena.queue import Want
+from coatcheck.errors import ConfigError
+from coatcheck.intake.records import Grant, Job, Later, Need, Slot, Stored, Tensor
 
-Values = npt.NDArray[np.float32]
-
-Take = Callable[[Values, PixelForm], Tensor | Handle]
-"""Takes one payload, (patches, values), stores it with that dtype and says where it is."""
-
-Room = Callable[[Sequence[Want]], Sequence[Take | Stored]]
-"""Asked before anything is decoded: who takes each payload, or that it is there already."""
+Values = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
 
 
-class NoPlace(Exception):
-    """The arena had no room, or nobody waits for the request any more; the front end knows."""
+class NoRoom(Exception):
+    """There is no room now, or nobody waits for the job any more; the pool knows, and is told nothing."""
 
 
-def beside(frames: list[memoryview]) -> Room:
-    """Payloads are appended to ``frames``."""
+class Pool(Protocol):
+    """The pool, as a worker sees it."""
 
-    def take(values: Values, dtype: PixelForm) -> Tensor:
-        payload = np.ascontiguousarray(values, dtype=dtype)
-        frames.append(payload.data.cast("B"))
-        return Tensor(len(frames) - 1, payload.shape, dtype)
-
-    return lambda wants: [take] * len(wants)
+    def ask(self, need: Need) -> Grant | Later:
+        """Waits for the answer."""
+        ...
 
 
-class Desk:
-    """The worker's way to the front end: jobs, and room in the arena."""
+class PayloadWriter:
+    """Writes the payloads of one job."""
 
-    def __init__(self, socket: zmq.Socket[bytes], address: ArenaAddress | None) -> None:
-        self._socket = socket
-        self._memory = AttachedMemory(address, writable=True) if address is not None else None
-        self._decode = wire.Decoder[ToWorker](ToWorker)
+    def __init__(self, job: Job, pool: Pool, memory: memoryview | None) -> None:
+        """``memory``: the arena's bytes, writable; None if there is no arena."""
+        self.job = job
+        self.frames: list[memoryview] = []  # payloads beside the answer, in order
+        self._pool, self._memory = pool, memory
 
-    def job(self) -> tuple[Job, Sequence[memoryview]]:
-        """The next job and its frames."""
-        record, frames = wire.split(self._socket.recv_multipart(copy=False))
-        job = self._decode(record)
-        if not isinstance(job, Job):
-            raise WireError(f"a job was expected, {type(job).__name__} came")
-        return job, frames
+    def reserve(self, wants: Sequence[Want]) -> list[Slot | Stored | None]:
+        """Where each payload goes, in order. None: beside the answer. To be called once, before anything is decoded.
 
-    def room(self, job: Job, frames: list[memoryview]) -> Room:
-        """Where this job's payloads go: into the arena if the front end wants it so, or into ``frames``."""
-        return partial(self._ask, job.job, frames) if job.arena else beside(frames)
-
-    def _ask(self, job: int, frames: list[memoryview], wants: Sequence[Want]) -> Sequence[Take | Stored]:
-        """Raises NoPlace."""
+        Raises NoRoom: the job is over for this worker.
+        """
+        if not self.job.arena or not wants:
+            return [None] * len(wants)
         if self._memory is None:
             raise ConfigError("a job wants the arena, and there is none")
-        wire.send(self._socket, Need(job, tuple(wants)))
-        granted = self._decode(self._socket.recv())
-        if not isinstance(granted, Grant) or granted.job != job:
-            raise NoPlace
-        if not granted.places:
-            return beside(frames)(wants)
-        return [
-            place if isinstance(place, Stored) else partial(self._write, place, want.nbytes)
-            for place, want in zip(granted.places, wants, strict=True)
-        ]
+        granted = self._pool.ask(Need(self.job.job, tuple(wants)))
+        if not isinstance(granted, Grant) or granted.job != self.job.job:
+            raise NoRoom
+        return list(granted.slots) or [None] * len(wants)
 
-    def _write(self, place: Place, room: int, values: Values, dtype: PixelForm) -> Handle:
-        """Into the arena, in place."""
+    def write(self, slot: Slot | None, values: Values, dtype: PixelForm) -> Tensor | Handle:
+        """One payload, (patches, values), stored with that dtype. ``slot``: what ``reserve`` said of it.
+
+        Raises ValueError if it is larger than its slot.
+        """
+        if slot is None:
+            payload = np.ascontiguousarray(values, dtype=dtype)
+            self.frames.append(payload.data.cast("B"))
+            return Tensor(len(self.frames) - 1, payload.shape, dtype)
         assert self._memory is not None
-        handle = Handle(place.offset, place.nonce, values.shape, dtype)
-        if nbytes(handle) > room:
-            raise ValueError(f"{nbytes(handle)} bytes where {room} were reserved")
-        there = self._memory.view[place.offset : place.offset + nbytes(handle)]
-        np.copyto(np.frombuffer(there, dtype).reshape(values.shape), values, casting="unsafe")  # uint8: whole, 0 to 255
+        handle = Handle(slot.offset, slot.nonce, values.shape, dtype)
+        size = nbytes(handle)
+        if size > slot.nbytes:
+            raise ValueError(f"{size} bytes where {slot.nbytes} were reserved")
+        there = np.frombuffer(self._memory[slot.offset : slot.offset + size], dtype).reshape(values.shape)
+        np.copyto(there, values, casting="unsafe")  # uint8: whole numbers, 0 to 255
         return handle

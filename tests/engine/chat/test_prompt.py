@@ -15,12 +15,10 @@ from PIL import Image
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from coatcheck.engine.chat.handler import Processor
 from coatcheck.engine.chat.prompt import PromptEncoder
 from coatcheck.engine.chat.schema import parse
-from coatcheck.engine.http.config import FrontendConfig
 from coatcheck.errors import ConfigError
-from tests.support.front_end import chat_body, encoded, image_part, process
+from tests.support.front_end import chat_body, chat_handler, encoded, image_part, process
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +70,14 @@ def test_no_text_makes_special_tokens(encoder: PromptEncoder, data: st.DataObjec
 
 def test_pixels_are_the_reference_processors(model_dir: Path) -> None:
     """Bit-identical; also where height or width could be taken for channels."""
-    processor = Processor(FrontendConfig(model_dir=model_dir, model_name="coatcheck-tiny"))
+    processor = chat_handler(model_dir)
     reference: Any = Qwen2VLImageProcessorPil.from_pretrained(str(model_dir))
     random = np.random.default_rng(0)
     for height, width in ((100, 130), (3, 90), (1, 90), (90, 3), (400, 2)):
         image = Image.fromarray(random.integers(0, 255, (height, width, 3), np.uint8))
         body = json.dumps(chat_body(image_part(encoded(image)))).encode()
-        processed, (pixels,) = process(processor, body)
+        processed = process(processor, body)
+        (pixels,) = processed.pixels
         expected = reference(images=[image], return_tensors="np")
         np.testing.assert_array_equal(pixels, expected["pixel_values"])
         assert processed.items[0].grid == tuple(expected["image_grid_thw"][0])
@@ -90,26 +89,25 @@ def test_pixels_are_the_reference_processors(model_dir: Path) -> None:
 
 def test_context_option(model_dir: Path) -> None:
     body = json.dumps(chat_body("word " * 50)).encode()
-    long = Processor(FrontendConfig(model_dir=model_dir, model_name="coatcheck-tiny"))
-    length = len(process(long, body)[0].ids)
-    config = FrontendConfig(model_dir=model_dir, model_name="coatcheck-tiny", context=length + 10)
-    processed, _ = process(Processor(config), body)
+    long = chat_handler(model_dir)
+    length = len(process(long, body).ids)
+    processed = process(chat_handler(model_dir, context=length + 10), body).processed
     assert processed.sampling.max_tokens == 10  # clipped, since the client gave none
     with pytest.raises(ConfigError, match="--context"):
-        Processor(FrontendConfig(model_dir=model_dir, model_name="coatcheck-tiny", context=10**6))
+        chat_handler(model_dir, context=10**6)
 
 
 def test_model_directories_that_cannot_be_served(tmp_path: Path, model_dir: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.json"):
-        Processor(FrontendConfig(model_dir=tmp_path, model_name="m"))
+        chat_handler(tmp_path)
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 100, "model_type": "qwen2_5_vl"}')
     with pytest.raises(ConfigError, match="tokenizer"):
-        Processor(FrontendConfig(model_dir=tmp_path, model_name="m"))
+        chat_handler(tmp_path)
 
 
 def test_data_urls_with_other_headers(model_dir: Path) -> None:
-    processor = Processor(FrontendConfig(model_dir=model_dir, model_name="coatcheck-tiny"))
+    processor = chat_handler(model_dir)
     data = base64.b64encode(encoded(Image.new("RGB", (28, 28)))).decode()
     for head in ("data:;base64,", "data:image/jpeg;base64,", "DATA:image/PNG;charset=x;BASE64,"):
         body = json.dumps(chat_body(image_part(head + data))).encode()
-        assert len(process(processor, body)[1]) == 1
+        assert len(process(processor, body).pixels) == 1

@@ -147,12 +147,12 @@ async def test_what_can_never_fit_is_the_clients_fault(model_dir: Path) -> None:
 
 async def test_capacity_counts() -> None:
     capacity = Capacity(1, 100)
-    with capacity.place() as place:
-        place.hold(60)
+    with capacity.request() as in_flight:
+        in_flight.hold(60)
         with pytest.raises(Overloaded):
-            place.hold(101)
+            in_flight.hold(101)
         assert capacity.held_bytes == 60
-        with pytest.raises(Overloaded), capacity.place():
+        with pytest.raises(Overloaded), capacity.request():
             pass
         assert capacity.requests == 1
         assert not await capacity.empty(0.01)

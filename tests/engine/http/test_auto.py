@@ -10,8 +10,8 @@ from PIL import Image
 
 from coatcheck.arena.allocator import PAGE
 from coatcheck.arena.handle import Handle
+from coatcheck.engine.http.strategy_choice import payload_policy
 from coatcheck.engine.records import AutoRule
-from coatcheck.intake.auto import rides_inside
 from coatcheck.intake.records import Tensor
 from tests.engine.http.test_handles import ask, reading, statistics
 from tests.support.front_end import RunningServer, encoded, wait_for
@@ -31,13 +31,24 @@ def inside(server: RunningServer) -> Iterator[RunningServer]:
     link._ranks = told
 
 
-def test_up_to_the_threshold_inside_above_it_by_handle_beyond_the_arena_inside() -> None:
-    assert rides_inside([60, 40], 100, 10 * PAGE)
-    assert not rides_inside([60, 41], 100, 10 * PAGE)
-    assert not rides_inside([4 * PAGE, 6 * PAGE], 100, 10 * PAGE)
-    assert rides_inside([4 * PAGE, 5 * PAGE + 1, 1], 100, 10 * PAGE), "payloads take whole pages"
-    assert rides_inside([500], None, 10 * PAGE)
-    assert not rides_inside([1], 0, 10 * PAGE)
+def test_the_policy_is_what_the_strategy_and_the_ranks_say() -> None:
+    def arena(strategy: str, sizes: list[int], rule: AutoRule | None = None) -> bool:
+        return payload_policy(strategy, "r", rule, "uint8").uses_arena(sizes, 10 * PAGE)
+
+    assert not arena("auto", [60, 40], AutoRule(100))
+    assert arena("auto", [60, 41], AutoRule(100))
+    assert arena("auto", [4 * PAGE, 6 * PAGE], AutoRule(100))
+    assert not arena("auto", [4 * PAGE, 5 * PAGE + 1, 1], AutoRule(100)), "payloads take whole pages"
+    assert not arena("auto", [500], AutoRule(None)), "no handle may come to the ranks"
+    assert not arena("auto", [500]), "the ranks have not said anything yet"
+    assert arena("auto", [1], AutoRule(0))
+    assert arena("handle-inline", [1], AutoRule(100))
+    assert not arena("dict-inline", [500], AutoRule(0))
+    assert [payload_policy(name, "r", None, "uint8").form for name in ("auto", "lazy", "handle-background")] == [
+        "uint8",
+        "float32",
+        "uint8",
+    ]
 
 
 def test_a_small_payload_rides_and_the_sum_decides(inside: RunningServer) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
-import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +13,26 @@ import pytest
 from msgspec.structs import replace
 from PIL import Image
 
-from coatcheck.arena import Arena, ArenaReader
+from coatcheck.arena import ArenaReader
 from coatcheck.arena.allocator import PAGE
-from coatcheck.arena.handle import Handle, PixelForm, nbytes
+from coatcheck.arena.handle import Handle, nbytes
 from coatcheck.delivery.records import Returned
-from coatcheck.engine.chat.handler import Processor
-from coatcheck.engine.http.config import FrontendConfig
 from coatcheck.engine.records import Arrived, FromRanks, Rejected
 from coatcheck.engine.strategies.materialize import tensor_over
-from coatcheck.errors import BadRequest, Overloaded, WorkerFailed
-from coatcheck.intake.placement import Payloads
-from coatcheck.intake.pool import WorkerPool
-from coatcheck.intake.records import Job, Stored, Tensor, Want
-from coatcheck.intake.rooms import Rooms
-from coatcheck.intake.writer import Take, Values
+from coatcheck.intake.media.processor import MediaProcessor
+from coatcheck.intake.records import Stored
 from coatcheck.pixels import PixelTable, image_processor
-from tests.support.front_end import ANSWER, RunningServer, chat_body, encoded, image_part, process, wait_for
+from tests.support.front_end import (
+    ANSWER,
+    Grants,
+    RunningServer,
+    chat_body,
+    chat_handler,
+    encoded,
+    image_part,
+    process,
+    wait_for,
+)
 
 HEADER = "X-Coatcheck-Strategy"
 IMAGES = [encoded(Image.effect_noise((200, 120), 80).convert("RGB")), encoded(Image.new("RGB", (60, 60), "red"))]
@@ -105,24 +106,26 @@ def test_an_image_that_comes_again_is_stored_once(server: RunningServer) -> None
     assert after.reservations == before.reservations, "room was reserved for content that was there"
 
 
-def test_what_is_stored_is_not_decoded_again(model_dir: Path) -> None:
+def test_what_is_stored_is_not_decoded_again(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = json.dumps(chat_body(*map(image_part, [*IMAGES, IMAGES[0]]))).encode()
-    processor = Processor(FrontendConfig(model_dir=model_dir, model_name="coatcheck-tiny"))
-    made, _ = process(processor, body, "uint8")
-    decoded = []
+    handler = chat_handler(model_dir)
+    made = process(handler, body, "uint8")
+    decoded: list[Any] = []
+    decode = MediaProcessor.decode
 
-    def room(wants: Sequence[Want]) -> Sequence[Take | Stored]:
-        assert [want.digest for want in wants] == [item.digest for item in made.items]
-        assert [want.nbytes for want in wants] == [nbytes(item.pixels) for item in made.items], "sizes from the headers"
+    def noted(*args: Any) -> Any:
+        decoded.append(args)
+        return decode(*args)
 
-        def taken(values: Values, dtype: PixelForm) -> Tensor:
-            decoded.append(values.shape)
-            return Tensor(0, made.items[1].pixels.shape, dtype)
-
-        return [Stored(made.items[0]), taken, Stored(made.items[0])]
-
-    again = processor.process(Job(1, "uint8"), body, room)
-    assert decoded == [made.items[1].pixels.shape]
+    monkeypatch.setattr(MediaProcessor, "decode", noted)
+    process(handler, body, "uint8")
+    assert len(decoded) == 3
+    decoded.clear()
+    pool = Grants(*map(Stored, made.items))
+    again = process(handler, body, "uint8", pool)
+    assert [want.digest for want in pool.wants] == [item.digest for item in made.items]
+    assert [want.nbytes for want in pool.wants] == [nbytes(item.pixels) for item in made.items], "sizes by the headers"
+    assert decoded == []
     assert again.ids == made.ids
     assert [item.start for item in again.items] == [item.start for item in made.items]
 
@@ -138,9 +141,8 @@ def test_a_broken_image_gives_its_room_back(server: RunningServer) -> None:
 
 def test_identity_is_of_the_encoded_bytes_and_how_they_are_processed(model_dir: Path, tmp_path: Path) -> None:
     def digests(directory: Path, *pictures: bytes) -> list[bytes]:
-        processor = Processor(FrontendConfig(model_dir=directory, model_name="m"))
-        body = json.dumps({**chat_body(*map(image_part, pictures)), "model": "m"}).encode()
-        return [item.digest for item in process(processor, body)[0].items]
+        body = json.dumps(chat_body(*map(image_part, pictures))).encode()
+        return [item.digest for item in process(chat_handler(directory), body).items]
 
     one, two = digests(model_dir, *IMAGES)
     assert len(one) == 32
@@ -191,7 +193,7 @@ def test_what_is_larger_than_the_arena_says_both_sizes(server: RunningServer) ->
     assert arena is not None
     answer = ask(server, "handle-inline", *[encoded(Image.new("RGB", (1960, 1960)))] * 3)
     assert answer.status_code == 413
-    assert f"this server's arena has {arena.capacity}" in answer.json()["error"]["message"]
+    assert f"the arena has {arena.capacity}" in answer.json()["error"]["message"]
     assert str(3 * 74 * 74 * 588) in answer.json()["error"]["message"]
 
 
@@ -200,123 +202,3 @@ def test_metrics_tell_the_arena_s_state(server: RunningServer) -> None:
     assert 'coatcheck_arena_bytes{state="in_use"} 0.0' in page
     assert 'coatcheck_arena_bytes{state="free"}' in page
     assert "coatcheck_arena_reservations_total" in page
-
-
-# A worker that asks for room, and then does what the body says.
-SCRIPT = """
-import os, sys, time, zmq
-from coatcheck import process, wire
-from coatcheck.arena import ArenaAddress, AttachedMemory
-from coatcheck.arena.handle import *
-from coatcheck.intake.records import *
-from coatcheck.intake.records import FromWorker, ToWorker
-process.die_with_parent(); process.leave_signals_to_parent()
-socket = zmq.Context().socket(zmq.DEALER)
-socket.setsockopt(zmq.IDENTITY, sys.argv[2].encode())
-socket.connect(sys.argv[1])
-memory = AttachedMemory(ArenaAddress.from_json(sys.argv[4]), writable=True)
-wire.send(socket, WorkerReady(pid=os.getpid()))
-poller = zmq.Poller()
-poller.register(socket, zmq.POLLIN)
-poller.register(0, zmq.POLLIN)
-decode = wire.Decoder[ToWorker](ToWorker)
-while 0 not in dict(poller.poll()):
-    record, body = socket.recv_multipart()
-    job = decode(record).job
-    wire.send(socket, Need(job, (Want(5), Want(6))))
-    granted = decode(socket.recv())
-    if isinstance(granted, NoRoom):
-        wire.send(socket, Failed(job, "no room"))
-        continue
-    items = []
-    for place, size in zip(granted.places, (5, 6)):
-        memory.view[place.offset : place.offset + size] = body[:1] * size
-        items.append(Item(Handle(place.offset, place.nonce, (size,), "uint8"), (1, 1, 1), 0, 1))
-    match body:
-        case b"die": os._exit(3)
-        case b"sleep": time.sleep(60)
-        case b"refuse": wire.send(socket, Refused(job, "no", "p", "c", 422)); continue
-        case b"twice": wire.send(socket, Need(job, (Want(5), Want(6)))); time.sleep(60)
-        case b"elsewhere": items[0] = Item(Handle(0, 1, (5,), "uint8"), (1, 1, 1), 0, 1)
-    wire.send(socket, Processed(job, (1,), tuple(items), Sampling(1), False, False, ()))
-"""
-
-
-@asynccontextmanager
-async def pool(wait_s: float = 0.2, **options: Any) -> AsyncIterator[tuple[WorkerPool, Arena]]:
-    config = FrontendConfig(model_dir=Path("unused"), model_name="m", **{"workers": 1, **options})
-    with Arena(8 * PAGE) as arena:
-        made = WorkerPool(config, command=(sys.executable, "-c", SCRIPT), rooms=Rooms(arena, wait_s))
-        await made.start()
-        try:
-            yield made, arena
-        finally:
-            await made.close()
-
-
-@pytest.mark.anyio
-async def test_a_worker_writes_in_place_and_its_blocks_are_leased() -> None:
-    async with pool() as (made, arena):
-        record, frames = await made.process(b"write", Payloads(holder="a"))
-        assert frames == []
-        reader = ArenaReader(arena.address)
-        handles = [item.pixels for item in record.items if isinstance(item.pixels, Handle)]
-        assert [bytes(reader.view(handle)) for handle in handles] == [b"wwwww", b"wwwwww"]
-        assert arena.statistics().in_use == 2 * PAGE
-        arena.end("a")
-        assert arena.statistics().free == 8 * PAGE
-        reader.close()
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("body", [b"die", b"twice", b"elsewhere", b"sleep", b"refuse"])
-async def test_a_worker_s_end_costs_its_request_and_no_room(body: bytes) -> None:
-    async with pool(job_timeout_s=2) as (made, arena):
-        with pytest.raises((WorkerFailed, BadRequest)):
-            await made.process(body, Payloads(holder="a"))
-        arena.end("a")
-        assert arena.statistics().free == 8 * PAGE, "the range of a worker that ended did not come back"
-        await made.process(b"write", Payloads(holder="b"))
-        assert arena.statistics().in_use == 2 * PAGE
-
-
-@pytest.mark.anyio
-async def test_no_room_in_time_is_overload_and_the_worker_lives() -> None:
-    async with pool() as (made, arena):
-        filled = arena.reserve(8 * PAGE)
-        with pytest.raises(Overloaded):
-            await made.process(b"write", Payloads(holder="a"))
-        arena.cancel(filled)
-        await made.process(b"write", Payloads(holder="b"))
-        assert made.statistics().deaths == 0
-
-
-@pytest.mark.anyio
-async def test_a_client_that_leaves_the_line_holds_up_nobody() -> None:
-    async with pool(wait_s=30) as (made, arena):
-        filled = arena.reserve(7 * PAGE)  # one page is left; a job wants two
-        leaving = asyncio.create_task(made.process(b"write", Payloads(holder="a")))
-        await made.ready(30)
-        await asyncio.sleep(0.3)
-        leaving.cancel()
-        async with asyncio.timeout(5):  # its only worker is free again, long before the wait is over
-            with pytest.raises(asyncio.CancelledError):
-                await leaving
-            waiting = asyncio.create_task(made.process(b"write", Payloads(holder="b")))
-            await asyncio.sleep(0.1)
-            arena.cancel(filled)
-            await waiting
-        assert arena.statistics().in_use == 2 * PAGE
-        assert made.statistics().deaths == 0
-
-
-@pytest.mark.anyio
-async def test_waiting_for_room_is_no_time_of_the_worker_s() -> None:
-    async with pool(wait_s=30, job_timeout_s=0.5) as (made, arena):
-        filled = arena.reserve(8 * PAGE)
-        waiting = asyncio.create_task(made.process(b"write", Payloads(holder="a")))
-        await asyncio.sleep(1)
-        arena.cancel(filled)
-        async with asyncio.timeout(5):
-            await waiting
-        assert made.statistics().deaths == 0

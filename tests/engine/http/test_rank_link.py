@@ -12,9 +12,8 @@ import zmq.asyncio
 
 from coatcheck import wire
 from coatcheck.engine.http.rank_link import Answer, RankLink
-from coatcheck.engine.records import Abort, Arrived, RanksReady, Rejected, Stop, ToEntry, Tokens, Verified
+from coatcheck.engine.records import Abort, Arrived, RanksReady, Rejected, Sampling, Stop, ToEntry, Tokens, Verified
 from coatcheck.errors import Overloaded, RankLost, RequestRejected
-from coatcheck.intake.records import Sampling
 from coatcheck.wire import Record
 
 pytestmark = pytest.mark.anyio

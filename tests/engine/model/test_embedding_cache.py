@@ -17,10 +17,9 @@ from coatcheck.engine.model.config import DEFAULT_MODEL
 from coatcheck.engine.model.embedding_cache import EmbeddingCache
 from coatcheck.engine.model.qwen2_5_vl import load
 from coatcheck.engine.model.runner import ModelRunner
-from coatcheck.engine.records import Admit, Work
+from coatcheck.engine.records import Admit, Sampling, Work
 from coatcheck.engine.strategies.inputs import MultimodalInputs, MultimodalItem
 from coatcheck.engine.strategies.table import STRATEGIES
-from coatcheck.intake.records import Sampling
 from tests.support.engine import Engine, Result
 from tests.support.workload import Request, Workload
 

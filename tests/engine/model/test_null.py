@@ -9,9 +9,8 @@ from dataclasses import replace
 import torch
 
 from coatcheck.engine.model.null import NullRunner, checksum
-from coatcheck.engine.records import Admit, Work
+from coatcheck.engine.records import Admit, Sampling, Work
 from coatcheck.engine.strategies.inputs import MultimodalInputs, MultimodalItem
-from coatcheck.intake.records import Sampling
 from coatcheck.pixels import PixelTable
 
 PREFILL = Work("a", 0, 4, (0,), None, sample=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from coatcheck.engine.model.sampling import Sampler
-from coatcheck.intake.records import Sampling
+from coatcheck.engine.records import Sampling
 
 
 def draws(sampling: Sampling, logits: torch.Tensor, count: int = 200) -> list[int]:

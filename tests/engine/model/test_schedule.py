@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from coatcheck.engine.model.embedding_book import EmbeddingBook
 from coatcheck.engine.model.schedule import Schedule
-from coatcheck.engine.records import Arrived, Work
-from coatcheck.intake.records import Item, Sampling, Tensor, prompt_tokens
+from coatcheck.engine.records import Arrived, Sampling, Work
+from coatcheck.intake.records import Item, Tensor, prompt_tokens
 
 MERGE = 4  # patches per token
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coatcheck.engine.model.config import DEFAULT_MODEL
-from coatcheck.intake.records import Sampling
+from coatcheck.engine.records import Sampling
 from tests.support.engine import Engine, Result
 from tests.support.workload import Workload
 

@@ -1,6 +1,6 @@
 """The admission logic under any interleaving, without processes.
 
-A model of the group: the entry rank's ledger, and per rank a queue of plans on the way and a table of parked inputs.
+A model of the group: the entry rank's admission, and per rank a queue of plans on the way and prepared inputs.
 Hypothesis chooses the order of arrivals, of plans executed, of inputs materialized, of reports delivered (late,
 reordered, failing), of aborts and finishes.
 """
@@ -14,8 +14,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from coatcheck.delivery.parked import Parked
-from coatcheck.engine.ranks.admission import Ledger
+from coatcheck.delivery.preparer import Preparer
+from coatcheck.delivery.readiness import Readiness
+from coatcheck.engine.ranks.admission import Admission
 
 TIMEOUT_S = 10.0
 
@@ -37,13 +38,13 @@ class Group(RuleBasedStateMachine):
         self.ranks = ranks
         self.room = room
         self.now = 0.0
-        self.ledger = Ledger(ranks, TIMEOUT_S)
+        self.admission = Admission(Readiness(ranks, TIMEOUT_S))
         self.names = 0
         self.incoming: list[str] = []
         self.ending: list[str] = []
         self.running: list[str] = []
         self.plans: list[deque[Step]] = [deque() for _ in range(ranks)]
-        self.parked: list[Parked[str]] = [Parked(rank) for rank in range(ranks)]
+        self.preparers: list[Preparer[str]] = [Preparer(rank) for rank in range(ranks)]
         self.materializing: list[list[str]] = [[] for _ in range(ranks)]
         self.seen: list[list[tuple[str, str]]] = [[] for _ in range(ranks)]  # (what, request) as each rank executed it
         self.reports: list[tuple[str, int, str | None]] = []
@@ -76,14 +77,14 @@ class Group(RuleBasedStateMachine):
         if request in self.incoming:
             self.incoming.remove(request)
             self.ends[request] += 1
-        elif self.ledger.abort(request):
+        elif self.admission.abort(request):
             self._end(request)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
         request = data.draw(st.sampled_from(self.running))
-        assert self.ledger.finish(request)
+        assert self.admission.finish(request)
         self._end(request)
 
     @precondition(lambda self: self.running)
@@ -109,14 +110,14 @@ class Group(RuleBasedStateMachine):
 
     @rule()
     def entry_step(self) -> None:
-        decision = self.ledger.decide(self.now, self._reserve)
+        decision = self.admission.decide(self.now, self._reserve)
         for rejection in decision.rejected:
             self._end(rejection.request)
         for request in decision.admitted:
             for rank in range(self.ranks):
                 assert (request, rank) in self.succeeded, "admitted before every rank was ready"
         for request in self.incoming:
-            self.ledger.arrive(request, self.now)
+            self.admission.arrive(request, self.now)
         step = Step(tuple(self.incoming), tuple(self.ending), decision.admitted)
         self.incoming, self.ending = [], []
         for queue in self.plans:
@@ -132,13 +133,13 @@ class Group(RuleBasedStateMachine):
 
     def _execute(self, rank: int, step: Step) -> None:
         for request in step.arrivals:
-            self.parked[rank].expect(request)
+            self.preparers[rank].expect(request)
             self.materializing[rank].append(request)
         for request in step.ended:
-            self.parked[rank].drop(request)
+            self.preparers[rank].drop(request)
             self.seen[rank].append(("ended", request))
         for request in step.admitted:
-            assert self.parked[rank].admit(request) == request  # raises if this rank has no inputs
+            assert self.preparers[rank].claim(request)[0] == request  # raises if this rank has no inputs
             self.seen[rank].append(("admitted", request))
 
     @rule(data=st.data())
@@ -154,7 +155,8 @@ class Group(RuleBasedStateMachine):
             self.reports.append((request, rank, "broken"))
             return
         ended = ("ended", request) in self.seen[rank]
-        assert self.parked[rank].park(request, request) != ended
+        assert self.preparers[rank].prepare(request, lambda: request) is None
+        assert self.preparers[rank].wanted(request) != ended
         self.reports.append((request, rank, None))
         self.succeeded.add((request, rank))
 
@@ -162,7 +164,7 @@ class Group(RuleBasedStateMachine):
     def report_comes_in(self, data: st.DataObject) -> None:
         if self.reports:
             index = data.draw(st.integers(0, len(self.reports) - 1))
-            self.ledger.report(*self.reports.pop(index))
+            self.admission.report(*self.reports.pop(index))
 
     # -------------------------------------------------------------- invariants
 
@@ -184,7 +186,7 @@ class Group(RuleBasedStateMachine):
             self.now += TIMEOUT_S
             self.entry_step()
             for request in list(self.running):
-                assert self.ledger.finish(request)
+                assert self.admission.finish(request)
                 self._end(request)
         self.entry_step()
         for rank, queue in enumerate(self.plans):
@@ -194,9 +196,9 @@ class Group(RuleBasedStateMachine):
                 self._materialize(rank, request)
         self.ranks_never_diverge()
         assert self.ends == Counter({f"r{index}": 1 for index in range(self.names)})
-        assert self.ledger.open() == ()
-        for parked in self.parked:
-            assert len(parked) == 0
+        assert self.admission.open() == ()
+        for preparer in self.preparers:
+            assert len(preparer) == 0
         for seen in self.seen:
             assert max(Counter(seen).values(), default=1) == 1, "admitted or ended twice"
 

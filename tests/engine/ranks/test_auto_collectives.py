@@ -9,18 +9,19 @@ import torch
 import zmq
 
 from coatcheck.arena.handle import Handle
+from coatcheck.delivery.readiness import Readiness
 from coatcheck.delivery.records import Ready
 from coatcheck.engine.model.embedding_book import EmbeddingBook
 from coatcheck.engine.model.kv_regions import Regions
 from coatcheck.engine.model.schedule import Schedule
-from coatcheck.engine.ranks.admission import Ledger
+from coatcheck.engine.ranks.admission import Admission
 from coatcheck.engine.ranks.auto import Auto, Line
 from coatcheck.engine.ranks.entry import EntryRole, EntrySockets
 from coatcheck.engine.ranks.plan_broadcast import PlanChannel
 from coatcheck.engine.ranks.recorder import Recorder
-from coatcheck.engine.records import Arrived, AutoRule, Plan
+from coatcheck.engine.records import Arrived, AutoRule, Plan, Sampling
 from coatcheck.engine.strategies.table import is_background, strategy_named
-from coatcheck.intake.records import Item, Sampling, Tensor
+from coatcheck.intake.records import Item, Tensor
 from coatcheck.wire import send
 
 RANKS = 2
@@ -66,11 +67,11 @@ def request(number: int) -> tuple[Arrived, list[bytes]]:
 
 def test_at_most_two_collectives_a_step(front_end: tuple[zmq.Socket[bytes], EntrySockets]) -> None:
     socket, sockets = front_end
-    group, recorder, ledger = Counting(), Recorder(), Ledger(RANKS, 30)
+    group, recorder, admission = Counting(), Recorder(), Admission(Readiness(RANKS, 30))
     channel = PlanChannel(group, recorder.broadcast)
     auto = Auto(AutoRule(4096, "measured", 2e-5), COSTS)
     schedule = Schedule(64, 64, EmbeddingBook(0, 1))
-    role = EntryRole(channel, sockets, ledger, schedule, Regions(4096), 16, 10, 1 << 20, auto, recorder)
+    role = EntryRole(channel, sockets, admission, schedule, Regions(4096), 16, 10, 1 << 20, auto, recorder)
     for number in range(REQUESTS):
         send(socket, *request(number))
     arrivals: list[Arrived] = []

@@ -11,7 +11,7 @@ from coatcheck.engine.model.config import DEFAULT_MODEL
 from coatcheck.engine.ranks import trace
 from coatcheck.engine.ranks.calibrate import LEAST_BYTES, MOST_BYTES
 from coatcheck.engine.ranks.config import RankConfig
-from coatcheck.intake.records import Sampling
+from coatcheck.engine.records import Sampling
 from tests.support.engine import Engine
 from tests.support.faulty_rank import LACKING
 from tests.support.workload import Workload

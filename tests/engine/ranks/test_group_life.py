@@ -16,8 +16,8 @@ import pytest
 from coatcheck.engine.model.config import DEFAULT_MODEL, EngineConfig
 from coatcheck.engine.ranks.config import RankConfig
 from coatcheck.engine.ranks.settings import RankSettings
+from coatcheck.engine.records import Sampling
 from coatcheck.errors import RankLost
-from coatcheck.intake.records import Sampling
 from tests.support.engine import Engine
 from tests.support.processes import runs
 from tests.support.workload import Workload

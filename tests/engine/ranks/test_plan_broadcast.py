@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from coatcheck.engine.ranks.plan_broadcast import HEAD, PlanChannel
-from coatcheck.engine.records import Admit, Arrived, Plan, Work
-from coatcheck.intake.records import Item, Sampling, Tensor
+from coatcheck.engine.records import Admit, Arrived, Plan, Sampling, Work
+from coatcheck.intake.records import Item, Tensor
 from coatcheck.stopwatch import Spent
 
 

@@ -11,9 +11,9 @@ from coatcheck.engine.ranks import trace
 from coatcheck.engine.ranks.recorder import Recorder
 from coatcheck.engine.ranks.telemetry import take
 from coatcheck.engine.ranks.trace import Trace
-from coatcheck.engine.records import Arrived
+from coatcheck.engine.records import Arrived, Sampling
 from coatcheck.engine.strategies.table import strategy_named
-from coatcheck.intake.records import Item, Sampling, Tensor
+from coatcheck.intake.records import Item, Tensor
 from coatcheck.stopwatch import Spent, Stopwatch
 
 

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from coatcheck.arena.handle import Handle, PixelForm
+from coatcheck.engine.records import Sampling
 from coatcheck.engine.strategies.table import NAMES, STRATEGIES
-from coatcheck.intake.records import Sampling
 from tests.support.engine import READY_TIMEOUT_S, Engine
 from tests.support.workload import Workload
 

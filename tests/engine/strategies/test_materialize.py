@@ -10,11 +10,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from coatcheck.engine.records import Arrived
+from coatcheck.engine.records import Arrived, Sampling
 from coatcheck.engine.strategies.materialize import PAD_RANGE, PAD_SHIFT, Materialize
 from coatcheck.engine.strategies.table import ALIASES, AUTO, STRATEGIES, canonical, strategy_named
 from coatcheck.errors import MaterializeError, UnknownStrategy
-from coatcheck.intake.records import Item, Sampling, Tensor
+from coatcheck.intake.records import Item, Tensor
 from coatcheck.pixels import PixelTable
 
 IMAGE, VIDEO = 7, 8

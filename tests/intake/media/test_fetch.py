@@ -12,24 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from coatcheck.engine.chat.handler import Processor
-from coatcheck.engine.chat.schema import Source
-from coatcheck.engine.http.config import FrontendConfig
 from coatcheck.errors import BadRequest
-from coatcheck.intake.media.fetch import RemoteImages, is_public
-from tests.support.front_end import chat_body, image_part, process
+from coatcheck.intake.config import MediaLimits
+from coatcheck.intake.media.fetch import RemoteMedia, is_public
+from coatcheck.intake.media.source import Source
+from tests.support.front_end import chat_body, chat_handler, image_part, process
 
 Route = Callable[[BaseHTTPRequestHandler], None]
 
 
-def config(*, allow: bool = True) -> FrontendConfig:
-    return FrontendConfig(
-        model_dir=Path("unused"),
-        model_name="m",
-        allow_remote_images=allow,
-        remote_timeout_s=1,
-        remote_max_bytes=100_000,
-    )
+def limits(*, allow: bool = True) -> MediaLimits:
+    return MediaLimits(allow_remote_images=allow, remote_timeout_s=1, remote_max_bytes=100_000)
 
 
 @pytest.mark.parametrize(
@@ -81,28 +74,27 @@ def test_not_public(address: str) -> None:
 )
 def test_spellings_of_this_host_are_refused(host: str) -> None:
     with pytest.raises(BadRequest) as caught:
-        RemoteImages(config()).fetch(Source("image", "p", f"http://{host}/a.png"))
+        RemoteMedia(limits()).fetch(Source("image", "p", f"http://{host}/a.png"))
     assert caught.value.code in ("remote_image_refused", "remote_image_failed")
 
 
 def test_one_private_address_among_public_ones_is_enough() -> None:
-    images = RemoteImages(config(), resolver=lambda host, port: ["1.1.1.1", "10.0.0.1"])
+    images = RemoteMedia(limits(), resolver=lambda host, port: ["1.1.1.1", "10.0.0.1"])
     with pytest.raises(BadRequest, match="public") as caught:
         images.fetch(Source("image", "p", "http://example.org/"))
     assert caught.value.code == "remote_image_refused"
 
 
 def test_the_real_gate_stands_in_the_path_of_a_request(model_dir: Path) -> None:
-    enabled = FrontendConfig(model_dir=model_dir, model_name="coatcheck-tiny", allow_remote_images=True)
     body = json.dumps(chat_body(image_part("http://127.0.0.1:9/a.png"))).encode()
     with pytest.raises(BadRequest) as caught:
-        process(Processor(enabled), body)
+        process(chat_handler(model_dir, allow_remote_images=True), body)
     assert caught.value.code == "remote_image_refused"
 
 
 def test_off_by_default() -> None:
     with pytest.raises(BadRequest) as caught:
-        RemoteImages(config(allow=False)).fetch(
+        RemoteMedia(limits(allow=False)).fetch(
             Source("image", "messages[0].content[0].image_url.url", "http://example.org/")
         )
     assert caught.value.code == "remote_images_disabled"
@@ -110,7 +102,7 @@ def test_off_by_default() -> None:
 
 
 class Site:
-    """A local web server that goes by any name, since the resolver given to RemoteImages says so."""
+    """A local web server that goes by any name, since the resolver given to RemoteMedia says so."""
 
     def __init__(self) -> None:
         self.routes: dict[str, Route] = {}
@@ -131,14 +123,14 @@ class Site:
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
         self._thread.start()
 
-    def images(self) -> RemoteImages:
+    def images(self) -> RemoteMedia:
         def resolver(host: str, port: int) -> list[str]:
             self.asked.append(host)
             # A rebinding name server: public at first, private when asked again.
             return ["127.0.0.1"] if self.asked.count(host) == 1 and host != "inside.example" else ["10.0.0.1"]
 
-        return RemoteImages(
-            config(), resolver=resolver, is_allowed=lambda address: address == ipaddress.ip_address("127.0.0.1")
+        return RemoteMedia(
+            limits(), resolver=resolver, is_allowed=lambda address: address == ipaddress.ip_address("127.0.0.1")
         )
 
     def url(self, path: str, host: str = "site.example") -> str:
@@ -257,6 +249,6 @@ def test_a_server_that_drips_is_cut_off(site: Site, slow: Route) -> None:
 )
 def test_bad_urls(url: str) -> None:
     with pytest.raises(BadRequest):
-        RemoteImages(config(), resolver=lambda host, port: ["1.1.1.1"], is_allowed=lambda _: False).fetch(
+        RemoteMedia(limits(), resolver=lambda host, port: ["1.1.1.1"], is_allowed=lambda _: False).fetch(
             Source("image", "p", url)
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,14 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from coatcheck.arena.handle import PixelForm
-from coatcheck.engine.chat.handler import Processor
-from coatcheck.engine.http.config import FrontendConfig
+from coatcheck.engine.chat.handler import ChatHandler
 from coatcheck.errors import BadRequest
-from coatcheck.intake.records import Job, Processed, Stored, Want, prompt_tokens
-from coatcheck.intake.writer import Take, beside
+from coatcheck.intake.records import prompt_tokens
 from coatcheck.pixels import PixelTable, image_processor
 from tests.support.clips import clip, noise
-from tests.support.front_end import chat_body, encoded, image_part, process
+from tests.support.front_end import Grants, Made, chat_body, chat_handler, encoded, image_part, process
 
 IMAGE, VIDEO = 510, 511
 
@@ -34,11 +31,7 @@ def video_part(data: bytes | str) -> dict[str, Any]:
     return {"type": "video_url", "video_url": {"url": url}}
 
 
-def processor(model_dir: Path, **options: Any) -> Processor:
-    return Processor(FrontendConfig(model_dir=model_dir, model_name="coatcheck-tiny", **options))
-
-
-def asked(made: Processor, *parts: dict[str, Any] | str, form: Any = "float32") -> tuple[Processed, list[NDArray[Any]]]:
+def asked(made: ChatHandler, *parts: dict[str, Any] | str, form: Any = "float32") -> Made:
     return process(made, json.dumps(chat_body(*parts)).encode(), form)
 
 
@@ -71,8 +64,9 @@ def test_pixels_are_the_reference_s(
     model_dir: Path, size: tuple[int, int], frames: int, resized: tuple[int, int], indices: list[int]
 ) -> None:
     data = clip(frames, size, "webm" if size[0] % 2 else "mp4", picture=noise(*size))
-    made = processor(model_dir)
-    processed, (pixels,) = asked(made, video_part(data), "What happens?")
+    made = chat_handler(model_dir)
+    processed = asked(made, video_part(data), "What happens?")
+    (pixels,) = processed.pixels
     (item,) = processed.items
     t, h, w = item.grid
     assert (t, h * 14, w * 14) == (2, resized[1], resized[0])
@@ -85,9 +79,9 @@ def test_pixels_are_the_reference_s(
 
 
 def test_compact_pixels_are_the_same_ones(model_dir: Path) -> None:
-    made = processor(model_dir)
+    made = chat_handler(model_dir)
     data = clip(30, (96, 64), picture=noise(96, 64))
-    (wide,), (compact,) = (asked(made, video_part(data), form=form)[1] for form in ("float32", "uint8"))
+    (wide,), (compact,) = (asked(made, video_part(data), form=form).pixels for form in ("float32", "uint8"))
     assert compact.shape == wide.shape
     table = PixelTable.of(image_processor(model_dir))
     widened = table.widen(torch.from_numpy(compact.copy()))
@@ -97,9 +91,10 @@ def test_compact_pixels_are_the_same_ones(model_dir: Path) -> None:
 def test_images_and_videos_in_one_request(model_dir: Path) -> None:
     picture = Image.fromarray(noise(200, 100)(0))
     data = clip(24, (96, 64))
-    made = processor(model_dir, max_videos=2)
+    made = chat_handler(model_dir, max_videos=2)
     parts = (video_part(data), "and", image_part(encoded(picture)), "and", video_part(clip(48, (64, 96))))
-    processed, pixels = asked(made, *parts)
+    processed = asked(made, *parts)
+    pixels = processed.pixels
     assert [item.seconds is None for item in processed.items] == [False, True, False]
     more = 0  # tokens that the placeholders before stand for, beside themselves
     for item, token, values in zip(processed.items, (VIDEO, IMAGE, VIDEO), pixels, strict=True):
@@ -107,28 +102,21 @@ def test_images_and_videos_in_one_request(model_dir: Path) -> None:
         more += item.count - 1
         assert len(values) == item.count * 4
     assert prompt_tokens(processed.ids, processed.items) == len(processed.ids) + more
-    np.testing.assert_array_equal(pixels[0], asked(made, video_part(data))[1][0])
-    np.testing.assert_array_equal(pixels[1], asked(made, image_part(encoded(picture)))[1][0])
+    np.testing.assert_array_equal(pixels[0], asked(made, video_part(data)).pixels[0])
+    np.testing.assert_array_equal(pixels[1], asked(made, image_part(encoded(picture))).pixels[0])
 
 
 def test_the_room_asked_for_is_what_the_pixels_take(model_dir: Path) -> None:
-    wants: list[Want] = []
-
-    def room(wanted: Sequence[Want]) -> Sequence[Take | Stored]:
-        wants.extend(wanted)
-        return beside(frames)(wanted)
-
     body = json.dumps(chat_body(video_part(clip(48, (161, 121), "webm")))).encode()
     for form in get_args(PixelForm):
-        frames: list[memoryview] = []
-        processor(model_dir).process(Job(1, form), body, room)
-        assert [want.nbytes for want in wants] == [len(frame) for frame in frames]
-        wants.clear()
+        pool = Grants()
+        made = process(chat_handler(model_dir), body, form, pool)
+        assert [want.nbytes for want in pool.wants] == [pixels.nbytes for pixels in made.pixels]
 
 
 def test_identity_covers_the_bytes_and_how_they_are_sampled(model_dir: Path) -> None:
     def digest(data: bytes, **options: Any) -> bytes:
-        return asked(processor(model_dir, **options), video_part(data))[0].items[0].digest
+        return asked(chat_handler(model_dir, **options), video_part(data)).items[0].digest
 
     one, other = clip(48), clip(47)
     assert digest(one) == digest(one, max_videos=3)
@@ -136,7 +124,7 @@ def test_identity_covers_the_bytes_and_how_they_are_sampled(model_dir: Path) -> 
 
 
 def test_typed_placeholders_stay_text(model_dir: Path) -> None:
-    processed, _ = asked(processor(model_dir), "<|video_pad|><|vision_start|><|image_pad|>", video_part(clip(24)))
+    processed = asked(chat_handler(model_dir), "<|video_pad|><|vision_start|><|image_pad|>", video_part(clip(24)))
     assert processed.ids.count(VIDEO) == 1
     assert IMAGE not in processed.ids
 
@@ -145,11 +133,11 @@ def test_what_exceeds_the_context_is_refused_before_it_is_decoded(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = clip(240, (480, 360))  # 2210 tokens
-    processed, _ = asked(processor(model_dir, context=2300), video_part(data))
+    processed = asked(chat_handler(model_dir, context=2300), video_part(data))
     assert 2200 < prompt_tokens(processed.ids, processed.items) < 2300
     monkeypatch.setattr("coatcheck.intake.media.videos.Video.frames", None)
     with pytest.raises(BadRequest, match="images and videos included") as caught:
-        asked(processor(model_dir, context=2200), video_part(data))
+        asked(chat_handler(model_dir, context=2200), video_part(data))
     assert caught.value.code == "context_length_exceeded"
 
 
@@ -166,12 +154,12 @@ def test_what_exceeds_the_context_is_refused_before_it_is_decoded(
 )
 def test_urls_that_are_refused(model_dir: Path, url: str, code: str) -> None:
     with pytest.raises(BadRequest) as caught:
-        asked(processor(model_dir), video_part(url))
+        asked(chat_handler(model_dir), video_part(url))
     assert (caught.value.code, caught.value.param) == (code, "messages[0].content[0].video_url.url")
 
 
 def test_an_image_is_no_video_and_a_video_no_image(model_dir: Path) -> None:
-    made = processor(model_dir)
+    made = chat_handler(model_dir)
     with pytest.raises(BadRequest, match="supported format"):
         asked(made, video_part(encoded(Image.new("RGB", (28, 28)))))
     with pytest.raises(BadRequest, match="not an image"):
@@ -180,8 +168,8 @@ def test_an_image_is_no_video_and_a_video_no_image(model_dir: Path) -> None:
 
 def test_videos_are_counted_apart_from_images(model_dir: Path) -> None:
     picture, film = image_part(encoded(Image.new("RGB", (28, 28)))), video_part(clip(24))
-    made = processor(model_dir, max_images=2, max_videos=1)
-    assert len(asked(made, picture, film, picture)[0].items) == 3
+    made = chat_handler(model_dir, max_images=2, max_videos=1)
+    assert len(asked(made, picture, film, picture).items) == 3
     with pytest.raises(BadRequest) as caught:
         asked(made, film, picture, film)
     assert (caught.value.code, caught.value.param) == ("too_many_videos", "messages[0].content[2].video_url.url")
@@ -191,5 +179,5 @@ def test_videos_stand_in_user_messages_only(model_dir: Path) -> None:
     body = chat_body("Hi")
     body["messages"].insert(0, {"role": "system", "content": [video_part(clip(24))]})
     with pytest.raises(BadRequest) as caught:
-        process(processor(model_dir), json.dumps(body).encode())
+        process(chat_handler(model_dir), json.dumps(body).encode())
     assert caught.value.param == "messages[0].content[0]"

@@ -139,7 +139,7 @@ def test_the_arena_is_shown_as_it_is_and_its_counts_once() -> None:
 
 PROCESS = """
 import sys, time
-from coatcheck.integrations.sglang import codec, front, leases, opening, plugin, prepare, records, rollcall, targets
+from coatcheck.integrations.sglang import codec, front, opening, plugin, prepare, records, rollcall, targets
 from coatcheck.integrations.sglang.pace import Pace
 from coatcheck.integrations.sglang.metrics import FrontMetrics, rank_metrics
 assert "prometheus_client" not in sys.modules, "imported before SGLang has prepared for it"

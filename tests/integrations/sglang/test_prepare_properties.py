@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from coatcheck.arena.handle import Handle
 from coatcheck.delivery.records import Ready
 from coatcheck.errors import MaterializeError, RanksDisagree
-from coatcheck.integrations.sglang.prepare import Announcements, InputsRefused, Outcome, Preparer
+from coatcheck.integrations.sglang.prepare import Announcements, InputsRefused, Outcome, TicketPreparer
 from coatcheck.integrations.sglang.records import Claim, Failed, Ticket, Withdrawn
 
 TIMEOUT_S = 10.0
@@ -39,7 +39,7 @@ class Inputs:
 class Rank:
     """One rank: what it has been told and has not looked at, and what it did."""
 
-    preparer: Preparer[Inputs]
+    preparer: TicketPreparer[Inputs]
     told: deque[Ticket | Withdrawn] = field(default_factory=deque)
     fails: Exception | None = None
     mute: bool = False
@@ -65,7 +65,7 @@ class PrepareMachine(RuleBasedStateMachine):
         self.broadcast: list[Claim] = []
         self.number = 0
 
-    def _preparer(self, index: int) -> Preparer[Inputs]:
+    def _preparer(self, index: int) -> TicketPreparer[Inputs]:
         def make(ticket: Ticket) -> Inputs:
             rank = self.ranks[index]
             rank.begun[ticket.request] += 1
@@ -80,7 +80,7 @@ class PrepareMachine(RuleBasedStateMachine):
             if not self.ranks[index].mute:
                 self.reports.append(said)
 
-        return Preparer(index, make, report)
+        return TicketPreparer(index, make, report)
 
     def _tell(self, record: Ticket | Withdrawn) -> None:
         for rank in self.ranks:
@@ -175,7 +175,7 @@ class PrepareMachine(RuleBasedStateMachine):
             if claim.refusal is not None:
                 rank.through.append(f"refused: {claim.refusal}")
             else:
-                rank.through.append(f"{rank.preparer.claim(claim.request).request} admitted")
+                rank.through.append(f"{rank.preparer.claim(claim.request)[0].request} admitted")
 
     @invariant()
     def all_ranks_get_the_same(self) -> None:
@@ -314,7 +314,7 @@ def prepared(error: Exception) -> list[Ready | Failed]:
     def fail(ticket: Ticket) -> str:
         raise error
 
-    preparer = Preparer[str](3, fail, reports.append)
+    preparer = TicketPreparer[str](3, fail, reports.append)
     preparer.take(ticket("a"))
     with pytest.raises(RanksDisagree):
         preparer.claim("a")

@@ -20,8 +20,9 @@ import torch
 import zmq
 
 from coatcheck.arena import Arena
+from coatcheck.delivery import preparer
 from coatcheck.errors import ConfigError
-from coatcheck.integrations.sglang import codec, prepare
+from coatcheck.integrations.sglang import codec
 from coatcheck.integrations.sglang.codec import LARGE
 from coatcheck.integrations.sglang.front import Front, RankAddress, Refused, Trouble
 from coatcheck.integrations.sglang.pace import Pace
@@ -250,7 +251,7 @@ def test_what_is_withdrawn_comes_back_and_what_is_refused_is_an_error_of_the_req
 @pytest.fixture
 def unlogged(monkeypatch: pytest.MonkeyPatch) -> None:
     """pytest keeps what is logged, an error's frames among it, and what they hold."""
-    monkeypatch.setattr(prepare, "log", logging.Logger("nobody's", logging.CRITICAL))
+    monkeypatch.setattr(preparer, "log", logging.Logger("nobody's", logging.CRITICAL))
 
 
 def test_what_sglang_cannot_take_is_refused_and_comes_back(

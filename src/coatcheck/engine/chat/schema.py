@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 
 from coatcheck.errors import BadRequest
+from coatcheck.intake.media.source import Source
 
 MAX_STOP_STRINGS = 4  # as at OpenAI
 MAX_STOP_LENGTH = 1024  # characters; bounds what the matcher holds back
@@ -68,14 +69,6 @@ class Message(msgspec.Struct, frozen=True):
     content: str | list[TextPart | ImagePart | VideoPart] | None = None
     tool_calls: Any = None
     function_call: Any = None
-
-
-class Source(NamedTuple):
-    """Where an image or a video is to be had."""
-
-    kind: Literal["image", "video"]
-    param: str  # where it stands in the request
-    url: str
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -146,7 +139,6 @@ def parse(body: bytes | memoryview, model_name: str, max_images: int, max_videos
             f"The model {request.model[:100]!r} does not exist; this server has {model_name!r}",
             param="model",
             code="model_not_found",
-            status=404,
         )
     for name, unused in _UNSUPPORTED.items():
         value = getattr(unsupported, name)

@@ -11,9 +11,11 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
+from coatcheck.arena import Arena
+from coatcheck.arena.queue import ArenaQueue
 from coatcheck.engine.http.admin import add_admin_routes
 from coatcheck.engine.http.chat import Chat
-from coatcheck.engine.http.collectors import CpuSeconds, RankSnapshots, RoomMetrics
+from coatcheck.engine.http.collectors import ArenaMetrics, CpuSeconds, RankSnapshots
 from coatcheck.engine.http.config import FrontendConfig
 from coatcheck.engine.http.limits import Capacity
 from coatcheck.engine.http.metrics import CONTENT_TYPE, Metrics
@@ -22,7 +24,6 @@ from coatcheck.engine.http.responses import failure, http_failure, model_card
 from coatcheck.engine.http.strategy_choice import StrategyChoice
 from coatcheck.errors import BadRequest, CoatcheckError, Overloaded, RankLost
 from coatcheck.intake.pool import WorkerPool
-from coatcheck.intake.rooms import Rooms
 
 
 class NotReady(Overloaded):
@@ -30,9 +31,14 @@ class NotReady(Overloaded):
 
 
 def create_app(
-    config: FrontendConfig, pool: WorkerPool, link: RankLink, admin_token: str | None = None, rooms: Rooms | None = None
+    config: FrontendConfig,
+    pool: WorkerPool,
+    link: RankLink,
+    admin_token: str | None = None,
+    arena: Arena | None = None,
+    queue: ArenaQueue | None = None,
 ) -> FastAPI:
-    """The ASGI application. Without ``admin_token`` it has no /admin routes, without ``rooms`` no handles.
+    """The ASGI application. Without ``admin_token`` it has no /admin routes, without arena and queue no handles.
 
     ``app.state.draining = True`` turns new requests away; ``app.state.capacity`` counts those inside. Raises
     ConfigError if the model directory has no tokenizer that can be served, or the strategy is unknown.
@@ -44,8 +50,8 @@ def create_app(
     app.state.metrics = metrics = Metrics(capacity, pool.statistics, link.statistics)
     metrics.registry.register(RankSnapshots(link.snapshots))
     metrics.registry.register(CpuSeconds(lambda: _pids(pool, link)))
-    if rooms is not None:
-        metrics.registry.register(RoomMetrics(rooms))
+    if arena is not None and queue is not None:
+        metrics.registry.register(ArenaMetrics(arena, queue))
     choice = StrategyChoice(config.strategy, config.strategy_header, lambda: link.ranks, metrics.fallbacks)
     started = int(time.time())
 
@@ -57,7 +63,7 @@ def create_app(
         if link.ranks is None or not pool.is_ready:
             raise NotReady("The server is starting")
 
-    chat = Chat(config, pool, link, capacity, metrics, choice, rooms, check_ready)
+    chat = Chat(config, pool, link, capacity, metrics, choice, arena, check_ready)
     app.router.routes.append(Route("/v1/chat/completions", chat, methods=["POST"]))
     _add_status_routes(app, metrics, check_ready)
     if admin_token is not None:
@@ -72,7 +78,7 @@ def create_app(
         if name == config.model_name:
             return JSONResponse(model_card(name, started))
         message = f"The model {name[:100]!r} does not exist; this server has {config.model_name!r}"
-        return failure(BadRequest(message, param="model", code="model_not_found", status=404)).response()
+        return failure(BadRequest(message, param="model", code="model_not_found")).response()
 
     return app
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from starlette.types import Receive, Scope, Send
 
-from coatcheck.engine.http.limits import Place
+from coatcheck.engine.http.limits import InFlight
 from coatcheck.engine.http.responses import Failure
 from coatcheck.errors import BadRequest
 
@@ -23,12 +23,12 @@ def header(scope: Scope, name: str) -> str | None:
     return b", ".join(values).decode("latin-1").strip() if values else None
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int, place: Place | None = None) -> bytearray:
-    """The body as it comes, counted into ``place`` if there is one.
+async def read_body(scope: Scope, receive: Receive, limit: int, in_flight: InFlight | None = None) -> bytearray:
+    """The body as it comes, counted into ``in_flight`` if there is one.
 
     Raises BadRequest (413) beyond ``limit`` bytes, ClientGone, Overloaded.
     """
-    too_large = BadRequest(f"The body is larger than {limit} bytes", code="body_too_large", status=413)
+    too_large = BadRequest(f"The body is larger than {limit} bytes", code="body_too_large")
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > limit:
             raise too_large
@@ -40,8 +40,8 @@ async def read_body(scope: Scope, receive: Receive, limit: int, place: Place | N
         chunk = message.get("body", b"")
         if len(body) + len(chunk) > limit:
             raise too_large
-        if place is not None:
-            place.hold(len(body) + len(chunk))
+        if in_flight is not None:
+            in_flight.hold(len(body) + len(chunk))
         body += chunk
         if not message.get("more_body", False):
             return body

@@ -6,27 +6,27 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, nullcontext, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 
 from starlette.types import Receive, Scope, Send
 
-from coatcheck.arena.handle import PixelForm
+from coatcheck.arena import Arena
+from coatcheck.arena.handle import Handle
 from coatcheck.engine.http.asgi import ClientGone, Reply, header, read_body, until_client_leaves
 from coatcheck.engine.http.config import FrontendConfig
-from coatcheck.engine.http.limits import Capacity, Place
+from coatcheck.engine.http.limits import Capacity, InFlight
 from coatcheck.engine.http.metrics import Metrics
 from coatcheck.engine.http.rank_link import RankLink
 from coatcheck.engine.http.responses import Completion, failure
-from coatcheck.engine.http.strategy_choice import HEADER, StrategyChoice
+from coatcheck.engine.http.strategy_choice import HEADER, StrategyChoice, payload_policy
 from coatcheck.engine.http.text import Piece, Vocabulary, pieces
-from coatcheck.engine.records import Arrived
-from coatcheck.engine.strategies.table import AUTO, NEED_ARENA, carrier_named, is_compact
+from coatcheck.engine.records import Arrived, Processed
 from coatcheck.errors import BadRequest, CoatcheckError
-from coatcheck.intake.placement import Payloads
+from coatcheck.intake.placement import Policy
 from coatcheck.intake.pool import WorkerPool
-from coatcheck.intake.records import Processed, prompt_tokens
-from coatcheck.intake.rooms import Rooms
+from coatcheck.intake.records import Item, prompt_tokens
+from coatcheck.wire import Decoder
 
 log = logging.getLogger("coatcheck.frontend")
 
@@ -44,20 +44,18 @@ class Chat:
         capacity: Capacity,
         metrics: Metrics,
         choice: StrategyChoice,
-        rooms: Rooms | None,
+        arena: Arena | None,
         check_ready: Callable[[], None],
     ) -> None:
-        """``rooms``: None if there is no arena.
-
-        ``check_ready`` raises what a new request is to be answered with while none is taken.
-        """
+        """``check_ready`` raises what a new request is to be answered with while none is taken."""
         self._config = config
         self._pool = pool
         self._link = link
         self._capacity = capacity
         self._metrics = metrics
         self._choice = choice
-        self._rooms = rooms
+        self._arena = arena
+        self._decode = Decoder[Processed](Processed)
         self._check_ready = check_ready
         self._vocabulary = Vocabulary(config.model_dir)
 
@@ -69,12 +67,12 @@ class Chat:
         try:
             try:
                 async with asyncio.timeout(self._config.request_timeout_s):
-                    with self._capacity.place() as place:
+                    with self._capacity.request() as in_flight:
                         self._check_ready()
                         strategy = self._choice.for_request(header(scope, HEADER))
                         if self._config.strategy_header:
                             reply.headers[HEADER] = strategy
-                        await self._serve(scope, receive, reply, place, strategy, started)
+                        await self._serve(scope, receive, reply, in_flight, strategy, started)
             except ClientGone:
                 outcome = "disconnected"
             except (CoatcheckError, TimeoutError) as error:
@@ -97,42 +95,49 @@ class Chat:
                 await reply.fail(failure(error))
 
     async def _serve(
-        self, scope: Scope, receive: Receive, reply: Reply, place: Place, strategy: str, started: float
+        self, scope: Scope, receive: Receive, reply: Reply, in_flight: InFlight, strategy: str, started: float
     ) -> None:
-        body = await read_body(scope, receive, self._config.max_body_bytes, place)
+        body = await read_body(scope, receive, self._config.max_body_bytes, in_flight)
         request = secrets.token_hex(16)
         async with until_client_leaves(receive):
-            with self._rooms.held(request) if self._rooms is not None else nullcontext():
-                processed, frames = await self._pool.process(body, self._payloads(request, strategy))
+            with self._leases(request):
+                done, frames = await self._pool.process(body, self._policy(request, strategy))
                 del body
-                place.hold(sum(map(len, frames)))
-                stream = self._ask(request, strategy, processed, frames)
-                del frames  # the link holds them, until they are sent
-                completion = Completion(request, self._config.model_name, prompt_tokens(processed.ids, processed.items))
+                processed = self._decode(done.result)
+                tokens = prompt_tokens(processed.ids, done.items)
+                in_flight.hold(sum(map(len, frames)))
+                stream = self._ask(request, strategy, processed, done.items, frames)
+                del done, frames  # the link holds them, until they are sent
+                completion = Completion(request, self._config.model_name, tokens)
                 async with aclosing(stream):
                     # The status waits for the first token, so that a rejection is an error status in a stream too.
                     first = await anext(stream)
-                    place.hold(0)
+                    in_flight.hold(0)
                     self._metrics.first_token.labels(strategy).observe(time.monotonic() - started)
-                    self._metrics.prompt_tokens.inc(prompt_tokens(processed.ids, processed.items))
+                    self._metrics.prompt_tokens.inc(tokens)
                     if processed.stream:
                         await self._stream(reply, completion, first, stream, processed.include_usage)
                     else:
                         await self._whole(reply, completion, first, stream)
 
-    def _payloads(self, request: str, strategy: str) -> Payloads:
-        """How the request's payloads are made, and where they go."""
-        form: PixelForm = self._config.pixels if is_compact(strategy) else "float32"
-        if self._rooms is None:
-            return Payloads(form)
-        if strategy == AUTO and self._link.ranks is not None:
-            return Payloads(form, request, self._link.ranks.auto)
-        return Payloads(form, request if carrier_named(strategy) in NEED_ARENA else "")
+    @contextmanager
+    def _leases(self, request: str) -> Iterator[None]:
+        """What the request leases inside is let go afterwards, once every rank has given it back."""
+        try:
+            yield
+        finally:
+            if self._arena is not None:
+                self._arena.end(request)
+
+    def _policy(self, request: str, strategy: str) -> Policy:
+        rule = self._link.ranks.auto if self._link.ranks is not None else None
+        policy = payload_policy(strategy, request, rule, self._config.pixels)
+        return policy if self._arena is not None else Policy(policy.form)
 
     def _ask(
-        self, request: str, strategy: str, processed: Processed, frames: list[memoryview]
+        self, request: str, strategy: str, processed: Processed, items: tuple[Item, ...], frames: list[memoryview]
     ) -> AsyncGenerator[Piece, None]:
-        needed, there = prompt_tokens(processed.ids, processed.items) + processed.sampling.max_tokens, self._link.ranks
+        needed, there = prompt_tokens(processed.ids, items) + processed.sampling.max_tokens, self._link.ranks
         if there is not None and needed > there.kv_tokens:  # the ranks could never admit it
             raise BadRequest(
                 f"The prompt and max_tokens need room for {needed} tokens; this server has {there.kv_tokens}",
@@ -143,12 +148,12 @@ class Chat:
             request=request,
             strategy=strategy,
             ids=processed.ids,
-            items=processed.items,
+            items=items,
             sampling=processed.sampling,
             verify=self._config.verify,
         )
-        if self._rooms is not None and there is not None:
-            self._rooms.dispatch(arrived, there.ranks)
+        if self._arena is not None and there is not None and any(isinstance(item.pixels, Handle) for item in items):
+            self._arena.dispatch(request, range(there.ranks))  # each rank gives its blocks back once
         answer = self._link.submit(arrived, frames)
         gap = self._metrics.inter_token.labels(strategy).observe
         return pieces(answer, self._vocabulary, processed.stop, gap)

@@ -8,8 +8,9 @@ from prometheus_client import Metric, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from coatcheck.arena import Arena
+from coatcheck.arena.queue import ArenaQueue
 from coatcheck.engine.records import Snapshot
-from coatcheck.intake.rooms import Rooms
 
 
 class RankSnapshots(Collector):
@@ -29,16 +30,15 @@ class RankSnapshots(Collector):
         return metrics.values()
 
 
-class RoomMetrics(Collector):
+class ArenaMetrics(Collector):
     """The arena and the line in front of it."""
 
-    def __init__(self, rooms: Rooms) -> None:
-        self._rooms = rooms
+    def __init__(self, arena: Arena, queue: ArenaQueue) -> None:
+        self._arena, self._queue = arena, queue
 
     def collect(self) -> Iterable[Metric]:
         """Gauges and counters from one snapshot."""
-        rooms = self._rooms.statistics()
-        arena = rooms.arena
+        arena, line = self._arena.statistics(), self._queue.statistics()
         by_state = GaugeMetricFamily("coatcheck_arena_bytes", "Bytes of the arena by state", labels=["state"])
         for state in ("reserved", "in_use", "quarantined", "cached", "free"):
             by_state.add_metric([state], getattr(arena, state))
@@ -46,14 +46,14 @@ class RoomMetrics(Collector):
         gauges = {
             "high_water_bytes": (arena.high_water, "Most bytes reserved, in use or quarantined at once"),
             "fragmentation": (arena.fragmentation, "Share of the free bytes outside the largest free range"),
-            "waiting": (rooms.waiting, "Requests that wait for room"),
+            "waiting": (line.waiting, "Requests that wait for room"),
         }
         for name, (value, text) in gauges.items():
             yield GaugeMetricFamily(f"coatcheck_arena_{name}", text, value=value)
         counters = {
             "reservations": (arena.reservations, "Blocks reserved"),
-            "waits": (rooms.waited, "Requests that had to wait for room"),
-            "turned_away": (rooms.turned_away, "Requests that waited for room in vain"),
+            "waits": (line.waited, "Requests that had to wait for room"),
+            "turned_away": (line.turned_away, "Requests that waited for room in vain"),
             "hits": (arena.hits, "Payloads whose content was there already"),
         }
         for name, (count, text) in counters.items():

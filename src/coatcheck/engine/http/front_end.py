@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 from coatcheck.arena import Arena
+from coatcheck.arena.queue import ArenaQueue
 from coatcheck.engine.http.app import create_app
-from coatcheck.engine.http.config import FrontendConfig
+from coatcheck.engine.http.config import FrontendConfig, to_json
 from coatcheck.engine.http.rank_link import RankLink
 from coatcheck.engine.model_files import context_length
 from coatcheck.engine.records import RanksReady
 from coatcheck.errors import ConfigError
 from coatcheck.intake.pool import WorkerPool
-from coatcheck.intake.rooms import Rooms
+
+HANDLER = "coatcheck.engine.chat.handler:ChatHandler"  # what workers make of a body
 
 
 class FrontEnd:
@@ -38,15 +41,15 @@ class FrontEnd:
         self.config = config
         self.context = context_length(config.model_dir, config.context)
         self.arena = _arena(config.arena_bytes) if config.arena_bytes else None
-        rooms = Rooms(self.arena, config.arena_wait_s) if self.arena is not None else None
-        self.pool = WorkerPool(config, rooms=rooms)
+        queue = ArenaQueue(self.arena, threading.Lock()) if self.arena is not None else None
+        self.pool = WorkerPool(config, HANDLER, to_json(config), arena=self.arena, queue=queue)
         self.link = RankLink(
             queue=config.max_waiting,
             to_entry=to_entry,
             from_entry=from_entry,
-            on_returned=rooms.returned if rooms is not None else lambda request, rank: None,
+            on_returned=self.arena.returned if self.arena is not None else lambda request, rank: None,
         )
-        self.app = create_app(config, self.pool, self.link, admin_token, rooms)
+        self.app = create_app(config, self.pool, self.link, admin_token, self.arena, queue)
 
     async def start(self) -> None:
         """Binds the link (``link.to_entry`` and ``link.from_entry`` are valid then) and begins to start workers."""

@@ -1,4 +1,4 @@
-"""How many requests, and how many bytes of them, are in the house: past either limit a new one is turned away."""
+"""How many requests are in flight, and how many bytes of them are held: past either limit a new one is turned away."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from types import TracebackType
 from coatcheck.errors import Overloaded
 
 
-class Place:
-    """One request's place; leave it by ``with``."""
+class InFlight:
+    """One request, counted from entering by ``with`` to leaving it."""
 
     def __init__(self, capacity: Capacity) -> None:
         self._capacity = capacity
@@ -20,7 +20,7 @@ class Place:
         self._capacity.change(nbytes - self._held)
         self._held = nbytes
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> InFlight:
         self._capacity.enter()
         return self
 
@@ -42,9 +42,9 @@ class Capacity:
         self._empty = asyncio.Event()
         self._empty.set()
 
-    def place(self) -> Place:
-        """A place to enter by ``with``; entering raises Overloaded if the house is full."""
-        return Place(self)
+    def request(self) -> InFlight:
+        """To enter by ``with``; entering raises Overloaded at the limit."""
+        return InFlight(self)
 
     def enter(self) -> None:
         if self.requests >= self._max_requests:

@@ -10,7 +10,18 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from coatcheck.errors import BadRequest, Overloaded, RankLost, RequestRejected, WorkerFailed
+from coatcheck.errors import (
+    ArenaFull,
+    BadRequest,
+    Overloaded,
+    PayloadTooLarge,
+    RankLost,
+    RequestRejected,
+    WorkerFailed,
+)
+
+STATUS = {"model_not_found": 404, "strategy_unavailable": 409, "body_too_large": 413}  # by code, where it is not 400
+RETRY_AFTER_S = 1.0  # where room in the arena may be free then
 
 
 @dataclass(frozen=True)
@@ -39,10 +50,13 @@ def failure(error: BaseException) -> Failure:
     """Any exception as an error; one that we do not expect says nothing about our insides."""
     match error:
         case BadRequest():
-            return Failure(error.status, str(error), error.code, "bad_request", error.param)
+            return Failure(STATUS.get(error.code, 400), str(error), error.code, "bad_request", error.param)
+        case PayloadTooLarge():
+            return Failure(413, str(error), "payload_too_large", "bad_request", "messages")
+        case ArenaFull():
+            return _overloaded(error, RETRY_AFTER_S)
         case Overloaded():
-            headers = {"Retry-After": str(math.ceil(error.retry_after))}
-            return Failure(503, str(error), "overloaded", "overloaded", headers=headers)
+            return _overloaded(error, error.retry_after)
         case RequestRejected():
             return Failure(500, str(error), "rejected", "rejected")
         case WorkerFailed():
@@ -53,6 +67,11 @@ def failure(error: BaseException) -> Failure:
             return Failure(504, "The request took longer than this server allows", "timeout", "timeout")
         case _:
             return Failure(500, "The server failed on this request", "internal_error", "error")
+
+
+def _overloaded(error: BaseException, retry_after_s: float) -> Failure:
+    headers = {"Retry-After": str(math.ceil(retry_after_s))}
+    return Failure(503, str(error), "overloaded", "overloaded", headers=headers)
 
 
 def http_failure(status: int, detail: str, headers: dict[str, str]) -> Failure:

@@ -1,4 +1,4 @@
-"""Which strategy a request gets."""
+"""Which strategy a request gets, and where its payloads go by that."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 from prometheus_client import Counter
 
-from coatcheck.engine.records import RanksReady
-from coatcheck.engine.strategies.table import FALLBACK, NAMES, canonical
+from coatcheck.arena.handle import PixelForm
+from coatcheck.engine.records import AutoRule, RanksReady
+from coatcheck.engine.strategies.table import AUTO, FALLBACK, NAMES, NEED_ARENA, canonical, carrier_named, is_compact
 from coatcheck.errors import BadRequest, UnknownStrategy
+from coatcheck.intake.placement import Policy
 
 log = logging.getLogger("coatcheck.frontend")
 
@@ -51,7 +53,7 @@ class StrategyChoice:
         name = _known(wanted, "strategy")
         if reason := self._unavailable().get(name):
             message = f"strategy: {name} is unavailable: {reason}"
-            raise BadRequest(message, param="strategy", code="strategy_unavailable", status=409)
+            raise BadRequest(message, param="strategy", code="strategy_unavailable")
         if name != self.default:
             log.warning("the default strategy is %s from now on, was %s", name, self.default)
             self.default = name
@@ -65,6 +67,19 @@ class StrategyChoice:
     def _unavailable(self) -> dict[str, str]:
         ranks = self._ranks()
         return dict(ranks.unavailable) if ranks is not None else {}
+
+
+def payload_policy(strategy: str, request: str, rule: AutoRule | None, form: PixelForm) -> Policy:
+    """Where the payloads of a request with that strategy go, if there is an arena, and how they are made.
+
+    ``rule``: what the ranks said of ``auto``; None before they have. ``form``: of what goes by handle.
+    """
+    made: PixelForm = form if is_compact(strategy) else "float32"
+    if strategy == AUTO and rule is not None:
+        if rule.inside_bytes is None:  # no handle may come to the ranks
+            return Policy(made)
+        return Policy(made, request, rule.inside_bytes, oversize_beside=True)
+    return Policy(made, request if carrier_named(strategy) in NEED_ARENA else "")
 
 
 def _known(wanted: str, field: str) -> str:

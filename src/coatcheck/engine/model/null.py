@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from coatcheck.engine.model.runner import Outcome
-from coatcheck.engine.records import Admit, Work
+from coatcheck.engine.model.runner import Outcome, prefilled
+from coatcheck.engine.records import Admit, Sampling, Work
 from coatcheck.engine.strategies.inputs import MultimodalInputs
-from coatcheck.intake.records import Sampling
 
 PAGE = 4096  # bytes: of each page one value is read
 _MIX = 0x9E3779B97F4A7C15  # 2**64 / golden ratio (Knuth, TAOCP 3, 6.4): spreads a checksum over the vocabulary
@@ -64,8 +63,8 @@ class NullRunner:
     def execute(self, work: Sequence[Work]) -> Outcome:
         """See :class:`coatcheck.engine.model.runner.Runner`."""
         time.sleep(self._step_s)
-        outcome = Outcome()
-        broken = self._finish_prefills([part.request for part in work if part.sample and part.token is None])
+        outcome = Outcome(consumed=prefilled(work))
+        broken = self._finish_prefills(outcome.consumed)
         if not self._samples:
             return outcome
         for part in work:

@@ -11,31 +11,32 @@ import torch
 from coatcheck.engine.model.attention import KVPool, Packed, Segment
 from coatcheck.engine.model.embedding_cache import EmbeddingCache
 from coatcheck.engine.model.sampling import Sampler
-from coatcheck.engine.records import Admit, Work
+from coatcheck.engine.records import Admit, Sampling, Work
 from coatcheck.engine.strategies.inputs import MultimodalInputs, MultimodalItem
-from coatcheck.intake.records import Sampling
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step brought; empty on followers.
+    """What a step brought."""
 
-    ``drawn``: token by request. ``broken``: requests with no usable result.
-    """
-
-    drawn: dict[str, int] = field(default_factory=dict)
-    broken: list[str] = field(default_factory=list)
+    drawn: dict[str, int] = field(default_factory=dict)  # token by request; on the entry rank
+    broken: list[str] = field(default_factory=list)  # requests with no usable result; on the entry rank
+    consumed: list[str] = field(default_factory=list)  # requests whose pixels this rank will never read again
 
 
 class Runner(Protocol):
     """What the step loop asks of a model. All calls come from one thread, in plan order, alike on every rank."""
 
     def admit(self, admit: Admit, inputs: MultimodalInputs, sampling: Sampling) -> None:
-        """The request's inputs are this runner's from now on, until ``release``."""
+        """The request's inputs are this runner's from now on.
+
+        Its pixels, until ``execute`` says that they are consumed, or ``release``: they may lie in memory that is given
+        to another request then, so nothing may refer to them any more, no copy that is under way included.
+        """
         ...
 
     def release(self, request: str) -> None:
-        """Drops all there is of the request; unknown: nothing happens."""
+        """Drops all there is of the request, and reads its pixels no more; unknown: nothing happens."""
         ...
 
     def evict(self, digests: Sequence[bytes]) -> None:
@@ -48,8 +49,9 @@ class Runner(Protocol):
     def execute(self, work: Sequence[Work]) -> Outcome:
         """One step. A failure on this rank that concerns one request alone does not raise: the others' work is done.
 
-        It is reported at once, and no rank uses the request's result. Raises RanksDisagree if work takes embeddings
-        from the cache that this rank lacks.
+        It is reported at once, and no rank uses the request's result. Each request is among ``consumed`` once at most;
+        where copies are asynchronous, only when they are done. Raises RanksDisagree if work takes embeddings from the
+        cache that this rank lacks.
         """
         ...
 
@@ -61,6 +63,11 @@ class _Running:
     kv_start: int
     sampler: Sampler
     features: dict[int, torch.Tensor] = field(default_factory=dict)  # by item: (count, hidden), until prefill passed it
+
+
+def prefilled(work: Sequence[Work]) -> list[str]:
+    """Requests whose prefill ends with this work: every item of them has been encoded, or taken from the cache."""
+    return [part.request for part in work if part.token is None and part.sample]
 
 
 class ModelRunner:
@@ -111,7 +118,7 @@ class ModelRunner:
     @torch.inference_mode()
     def execute(self, work: Sequence[Work]) -> Outcome:
         """See :class:`Runner`."""
-        outcome = Outcome()
+        outcome = Outcome(consumed=prefilled(work))
         segments = []
         embeds = []
         positions = []

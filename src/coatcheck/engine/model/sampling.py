@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from coatcheck.intake.records import Sampling
+from coatcheck.engine.records import Sampling
 
 GREEDY_BELOW = 1e-4  # a temperature under this picks the likeliest token: logits this far apart overflow when divided
 

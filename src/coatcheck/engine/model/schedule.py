@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from coatcheck.engine.model.embedding_book import EmbeddingBook
-from coatcheck.engine.records import Arrived, Tokens, Work
+from coatcheck.engine.records import Arrived, Sampling, Tokens, Work
 from coatcheck.engine.strategies.materialize import is_valid
-from coatcheck.intake.records import Item, Sampling, prompt_tokens
+from coatcheck.intake.records import Item, prompt_tokens
 
 Finish = Literal["stop", "length"]
 

@@ -38,10 +38,10 @@ from coatcheck.delivery.records import Ready, Returned
 from coatcheck.engine.ranks.auto import Line
 from coatcheck.engine.ranks.lane import Job, Lane
 from coatcheck.engine.ranks.plan_broadcast import PlanChannel
-from coatcheck.engine.records import Arrived, Plan, Report
+from coatcheck.engine.records import Arrived, Plan, Report, Sampling
 from coatcheck.engine.strategies.materialize import DTYPES, Materialize
 from coatcheck.errors import CoatcheckError
-from coatcheck.intake.records import Item, Sampling, Tensor
+from coatcheck.intake.records import Item, Tensor
 from coatcheck.wire import Buffer, Decoder, send
 
 EDGES = (1, 2, 4, 8, 16)  # of a sample's image, in tokens: compact, 2.3 to 588 KiB with patches of 14

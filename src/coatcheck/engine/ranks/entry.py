@@ -12,11 +12,12 @@ import msgspec
 import zmq
 
 from coatcheck.arena.handle import nbytes
+from coatcheck.delivery.readiness import Rejection
 from coatcheck.delivery.records import Ready, Returned
 from coatcheck.engine.model.kv_regions import Regions
 from coatcheck.engine.model.runner import Outcome
 from coatcheck.engine.model.schedule import Schedule
-from coatcheck.engine.ranks.admission import Ledger, Rejection
+from coatcheck.engine.ranks.admission import Admission
 from coatcheck.engine.ranks.auto import Auto, Load
 from coatcheck.engine.ranks.plan_broadcast import PlanChannel
 from coatcheck.engine.ranks.recorder import Recorder
@@ -63,7 +64,7 @@ class EntryRole:
         self,
         channel: PlanChannel,
         sockets: EntrySockets,
-        ledger: Ledger,
+        admission: Admission,
         schedule: Schedule,
         regions: Regions,
         max_running: int,
@@ -74,14 +75,14 @@ class EntryRole:
     ) -> None:
         self._channel = channel
         self._sockets = sockets
-        self._ledger = ledger
+        self._admission = admission
         self._schedule = schedule
         self._regions = regions
         self._max_running = max_running
         self._heartbeat_s = heartbeat_s
         self._intake_bytes = intake_bytes
         self._auto = auto
-        self._digests = Digests(ledger.ranks)
+        self._digests = Digests(admission.ranks)
         self._recorder = recorder
         self._poller = zmq.Poller()
         self._poller.register(sockets.requests, zmq.POLLIN)
@@ -114,12 +115,12 @@ class EntryRole:
     def report(self, report: Report) -> None:
         """The entry rank's own reports need no socket."""
         if isinstance(report, Ready):
-            self._ledger.report(report.request, report.rank, report.error)
+            self._admission.report(report.request, report.rank, report.error)
         else:
             verdict = self._digests.consumed(report)
             if isinstance(verdict, Rejection):
                 log.error("entry rank: request %s: %s", verdict.request, verdict.reason)
-                self._ledger.fail(verdict.request, verdict.reason)
+                self._admission.fail(verdict.request, verdict.reason)
                 self._schedule.embeddings.distrust(verdict.request)  # it may have drawn tokens, or have ended
             elif verdict is not None:
                 self._recorder.verified(verdict.request, verdict.digest)
@@ -128,11 +129,11 @@ class EntryRole:
     def executed(self, outcome: Outcome) -> None:
         """Tells the front end the tokens drawn; finished requests end with the next plan."""
         for request in outcome.broken:
-            self._ledger.fail(request, "the model's output is not a finite number")
+            self._admission.fail(request, "the model's output is not a finite number")
         for tokens in self._schedule.absorb(outcome.drawn):
             self._tell(tokens)
             if tokens.finish is not None:
-                self._ledger.finish(tokens.request)
+                self._admission.finish(tokens.request)
                 self._end(tokens.request)
 
     # ------------------------------------------------------------------ reading
@@ -141,10 +142,10 @@ class EntryRole:
         """Sleeps until a message comes, a deadline passes, or not at all if there is work; then reads all there is."""
         now = time.monotonic()
         wait = self._last_plan + self._heartbeat_s - now
-        deadline = self._ledger.next_deadline()
+        deadline = self._admission.next_deadline()
         if deadline is not None:
             wait = min(wait, deadline - now)
-        if self._schedule or self._takes_next() or self._ended or self._stop or self._ledger.undecided():
+        if self._schedule or self._takes_next() or self._ended or self._stop or self._admission.undecided():
             wait = 0
         ready = dict(self._poller.poll(math.ceil(max(0.0, wait) * 1000)))
         if self._sockets.reports in ready:
@@ -183,7 +184,7 @@ class EntryRole:
 
     def _accept(self, arrived: Arrived, frames: Sequence[Buffer]) -> bool:
         need = prompt_tokens(arrived.ids, arrived.items) + arrived.sampling.max_tokens
-        if arrived.request in self._incoming or arrived.request in self._ledger:
+        if arrived.request in self._incoming or arrived.request in self._admission:
             log.error("entry rank: request %s came twice; the second was dropped", arrived.request)
             return False
         try:
@@ -204,7 +205,7 @@ class EntryRole:
         incoming = self._incoming.pop(request, None)
         if incoming is not None:
             self._never_went_out(incoming[0])
-        elif not self._ledger.abort(request):
+        elif not self._admission.abort(request):
             return
         self._tell(Tokens(request, (), "abort"))
         self._end(request)
@@ -212,17 +213,17 @@ class EntryRole:
     def _never_went_out(self, arrived: Arrived) -> None:
         """No plan carried the request, so no rank has read or will read its blocks: all give them back at once."""
         if len(tensors(arrived.items)) < len(arrived.items):
-            for rank in range(self._ledger.ranks):
+            for rank in range(self._admission.ranks):
                 self._tell(Returned(arrived.request, rank))
 
     # ------------------------------------------------------------------ deciding
 
     def _compose(self) -> tuple[Plan, list[Buffer]]:
         if self._stop:
-            for request in [*self._incoming, *self._ledger.open()]:
+            for request in [*self._incoming, *self._admission.open()]:
                 self._abort(request)
         now = time.monotonic()
-        decision = self._ledger.decide(now, self._reserve)
+        decision = self._admission.decide(now, self._reserve)
         for rejection in decision.rejected:
             log.warning("entry rank, step %d: request %s rejected: %s", self._step, rejection.request, rejection.reason)
             self._tell(Rejected(rejection.request, rejection.reason, rejection.rank))
@@ -261,7 +262,7 @@ class EntryRole:
                 break
             del self._incoming[request]
             arrived = self._decided(arrived, load)
-            self._ledger.arrive(request, now)
+            self._admission.arrive(request, now)
             self._arrived[request] = arrived
             arrivals.append(arrived)
             frames.extend(own)
@@ -269,8 +270,8 @@ class EntryRole:
 
     def _load(self) -> Load:
         """What the first of the incoming meets if it is taken in now."""
-        laned = [a for r, a in self._arrived.items() if is_background(a.strategy) and self._ledger.waits(r)]
-        open_ = len(self._ledger.open()) + len(self._incoming)
+        laned = [a for r, a in self._arrived.items() if is_background(a.strategy) and self._admission.waits(r)]
+        open_ = len(self._admission.open()) + len(self._incoming)
         return Load(open_ - len(laned) - 1, sum(map(self._auto.cost, laned)))
 
     def _decided(self, arrived: Arrived, load: Load) -> Arrived:

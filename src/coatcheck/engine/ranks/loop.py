@@ -8,30 +8,27 @@ must agree is in the plan; none is made here.
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from coatcheck.arena import ArenaReader
 from coatcheck.arena.handle import Handle
-from coatcheck.delivery.parked import Parked
+from coatcheck.delivery.leases import give_back
+from coatcheck.delivery.preparer import Preparer
 from coatcheck.delivery.records import Ready, Returned
 from coatcheck.engine.model.runner import Outcome, Runner
 from coatcheck.engine.ranks.available import Available
 from coatcheck.engine.ranks.lane import Job, Lane
 from coatcheck.engine.ranks.recorder import Recorder
-from coatcheck.engine.records import Admit, Arrived, Plan, Report
+from coatcheck.engine.records import Admit, Arrived, Plan, Report, Sampling
 from coatcheck.engine.strategies.base import Exchange, Materializer, Strategy
 from coatcheck.engine.strategies.inputs import MultimodalInputs
 from coatcheck.engine.strategies.timing import Timing
-from coatcheck.errors import ArenaError, MaterializeError, RankLost, RanksDisagree, UnknownStrategy
-from coatcheck.intake.records import Sampling, tensors
+from coatcheck.errors import MaterializeError, UnknownStrategy
+from coatcheck.intake.records import tensors
 from coatcheck.stopwatch import Spent, Stopwatch
 from coatcheck.wire import Buffer
-
-log = logging.getLogger(__name__)
 
 LANE_EXIT_S = 5.0  # for what the lane has under way when a plan says stop
 
@@ -53,19 +50,18 @@ class Role(Protocol):
 
 
 @dataclass(frozen=True)
-class Delivery:
-    """What one thread delivers with: its own process group and its own way to report."""
+class RankChannel:
+    """What one thread of a rank speaks with: its own process group and its own way to report."""
 
     exchange: Exchange
     report: Callable[[Report], None]  # to the entry rank
     give_back: Callable[[Returned], None]  # to the front end
 
 
-class _Ready(NamedTuple):
+class _Prepared(NamedTuple):
     inputs: MultimodalInputs
     sampling: Sampling
     strategy: str
-    since: float
 
 
 class Rank:
@@ -75,8 +71,8 @@ class Rank:
         self,
         rank: int,
         role: Role,
-        inline: Delivery,
-        background: Delivery,
+        inline: RankChannel,
+        background: RankChannel,
         available: Available,
         reader: ArenaReader | None,
         materialize: Materializer,
@@ -95,7 +91,7 @@ class Rank:
         self._available = available
         self._reader = reader
         self._held: dict[str, tuple[list[Handle], Timing]] = {}  # what is still to be given back, by request
-        self._parked: Parked[_Ready] = Parked(rank)
+        self._preparer: Preparer[_Prepared] = Preparer(rank)
 
     def run(self) -> bool:
         """Executes plans until one says stop. False if the lane did not end in time: then nothing can be closed.
@@ -118,7 +114,7 @@ class Rank:
             self._arrive(arrived, frames[first:last])
             first = last
         for request in plan.ended:
-            self._parked.drop(request)
+            self._preparer.drop(request)
             self._runner.release(request)
             self._drop(request)
             self._recorder.ended(request)
@@ -126,15 +122,15 @@ class Rank:
         for admit in plan.admits:
             self._admit(admit)
         if plan.work:
-            self._role.executed(self._runner.execute(plan.work))
-            for part in plan.work:
-                if part.token is None and part.sample:  # the prefill is done, and with it every use of the pixels
-                    handles, _ = self._held.pop(part.request, ([], Timing.INLINE))
-                    self._give_back_here(part.request, handles)
+            outcome = self._runner.execute(plan.work)
+            self._role.executed(outcome)
+            for request in outcome.consumed:
+                handles, _ = self._held.pop(request, ([], Timing.INLINE))
+                self._give_back_here(request, handles)
 
     def _arrive(self, arrived: Arrived, frames: Sequence[Buffer]) -> None:
         """Materializes here, or has the lane do it."""
-        self._parked.expect(arrived.request)
+        self._preparer.expect(arrived.request)
         handles = [item.pixels for item in arrived.items if isinstance(item.pixels, Handle)]
         if handles:
             self._held[arrived.request] = handles, Timing.INLINE
@@ -155,16 +151,15 @@ class Rank:
             Job(
                 request=arrived.request,
                 collective=collective,
-                wanted=lambda: self._parked.expected(arrived.request),
+                wanted=lambda: self._preparer.wanted(arrived.request),
                 run=lambda: self._deliver(arrived, frames, strategy, self._background),
             )
         )
 
-    def _deliver(self, arrived: Arrived, frames: Sequence[Buffer], strategy: Strategy, delivery: Delivery) -> None:
+    def _deliver(self, arrived: Arrived, frames: Sequence[Buffer], strategy: Strategy, channel: RankChannel) -> None:
         """Materializes, parks and reports. Any exception is this rank's failure on this request, and nothing else's."""
-        error = None
         materializing: list[Spent] = []
-        carried = delivery.exchange.carried
+        carried = channel.exchange.carried
         watch = Stopwatch()
 
         def materialize(arrived: Arrived, frames: Sequence[Buffer]) -> MultimodalInputs:
@@ -174,26 +169,23 @@ class Rank:
             finally:
                 materializing.append(own.stop())
 
-        try:
-            inputs = strategy.carrier.deliver(arrived, frames, delivery.exchange, materialize)
-            self._parked.park(arrived.request, _Ready(inputs, arrived.sampling, arrived.strategy, time.monotonic()))
-        except (RankLost, RanksDisagree):
-            raise  # no failure of this request: the group is broken
-        except Exception as exception:
-            error = f"{type(exception).__name__}: {exception}"
-            log.warning("rank %d: request %s cannot be materialized: %s", self._rank, arrived.request, error)
+        def prepared() -> _Prepared:
+            inputs = strategy.carrier.deliver(arrived, frames, channel.exchange, materialize)
+            return _Prepared(inputs, arrived.sampling, arrived.strategy)
+
+        failure = self._preparer.prepare(arrived.request, prepared)
         self._recorder.delivered(
             arrived,
             strategy,
             watch.stop(),
             materializing[0] if materializing else None,
-            delivery.exchange.carried - carried,
+            channel.exchange.carried - carried,
         )
-        delivery.report(Ready(arrived.request, self._rank, error))
+        channel.report(Ready(arrived.request, self._rank, None if failure is None else str(failure)))
 
     def _materialize_wanted(self, arrived: Arrived, frames: Sequence[Buffer]) -> MultimodalInputs:
         """A request that ended while it was queued costs a collective of a few bytes, no more."""
-        if not self._parked.expected(arrived.request):
+        if not self._preparer.wanted(arrived.request):
             raise MaterializeError("the request ended before its turn")
         return self._materialize(arrived, frames)
 
@@ -213,19 +205,11 @@ class Rank:
             self._give_back(request, handles, self._inline)
             self._recorder.returned(request, watch.stop())
 
-    def _give_back(self, request: str, handles: Sequence[Handle], delivery: Delivery) -> None:
-        """This rank never reads what these handles point at again."""
-        for handle in handles:
-            try:
-                if self._reader is not None:
-                    self._reader.check(handle)
-            except ArenaError as error:  # if the request was not rejected for it at first, a defect of the owner
-                log.error("rank %d: request %s has ended with a bad handle: %s", self._rank, request, error)
-        delivery.give_back(Returned(request, self._rank))
+    def _give_back(self, request: str, handles: Sequence[Handle], channel: RankChannel) -> None:
+        give_back(request, self._rank, handles, self._reader, channel.give_back)
 
     def _admit(self, admit: Admit) -> None:
         watch = Stopwatch()
-        ready = self._parked.admit(admit.request)
-        waited = time.monotonic() - ready.since
+        ready, waited = self._preparer.claim(admit.request)
         self._runner.admit(admit, ready.inputs, ready.sampling)
         self._recorder.admitted(admit.request, ready.strategy, waited, watch.stop())

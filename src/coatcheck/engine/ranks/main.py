@@ -12,6 +12,7 @@ import torch.distributed as dist
 import zmq
 
 from coatcheck.arena import ArenaAddress, ArenaReader
+from coatcheck.delivery.readiness import Readiness
 from coatcheck.delivery.records import Ready
 from coatcheck.engine.model.attention import KVPool
 from coatcheck.engine.model.checkpoint import check_divides, read_config
@@ -25,14 +26,14 @@ from coatcheck.engine.model.qwen2_5_vl import load
 from coatcheck.engine.model.runner import ModelRunner, Runner
 from coatcheck.engine.model.schedule import Schedule
 from coatcheck.engine.ranks import calibrate
-from coatcheck.engine.ranks.admission import Ledger
+from coatcheck.engine.ranks.admission import Admission
 from coatcheck.engine.ranks.auto import Auto
 from coatcheck.engine.ranks.available import Available, agree
 from coatcheck.engine.ranks.config import RankConfig
 from coatcheck.engine.ranks.entry import EntryRole, EntrySockets
 from coatcheck.engine.ranks.follower import FollowerRole
 from coatcheck.engine.ranks.group import Group, join
-from coatcheck.engine.ranks.loop import Delivery, Rank, Role
+from coatcheck.engine.ranks.loop import Rank, RankChannel, Role
 from coatcheck.engine.ranks.object_broadcast import EntryExchange, FollowerExchange
 from coatcheck.engine.ranks.plan_broadcast import PlanChannel
 from coatcheck.engine.ranks.recorder import Recorder
@@ -140,8 +141,8 @@ def _serve(
     rank = Rank(
         rank=group.rank,
         role=role,
-        inline=Delivery(inline, role.report, lambda returned: send(returns, returned)),
-        background=Delivery(
+        inline=RankChannel(inline, role.report, lambda returned: send(returns, returned)),
+        background=RankChannel(
             background, lambda report: send(lane_reports, report), lambda returned: send(lane_returns, returned)
         ),
         available=available,
@@ -180,14 +181,14 @@ def _entry(
     dist.all_gather_object(pids, os.getpid(), group=group.control)
     engine, unavailable = settings.engine, tuple(available.unavailable.items())
     send(events, RanksReady(group.size, tuple(pids), engine.max_running, engine.kv_tokens, unavailable, auto.rule))
-    ledger = Ledger(group.size, settings.ranks.ready_timeout_s)
-    recorder.gauge("ranks_waiting", "Requests that some rank has not reported", lambda: ledger.statistics().waiting)
-    recorder.gauge("ranks_ready", "Requests ready, not admitted", lambda: ledger.statistics().ready)
-    recorder.gauge("ranks_running", "Requests admitted", lambda: ledger.statistics().running)
+    admission = Admission(Readiness(group.size, settings.ranks.ready_timeout_s))
+    recorder.gauge("ranks_waiting", "Requests that some rank has not reported", lambda: admission.statistics().waiting)
+    recorder.gauge("ranks_ready", "Requests ready, not admitted", lambda: admission.statistics().ready)
+    recorder.gauge("ranks_running", "Requests admitted", lambda: admission.statistics().running)
     return EntryRole(
         channel=channel,
         sockets=EntrySockets(requests, events, reports, gone),
-        ledger=ledger,
+        admission=admission,
         schedule=Schedule(settings.engine.chunk_tokens, settings.engine.encode_patches, book),
         regions=Regions(settings.engine.kv_tokens),
         max_running=settings.engine.max_running,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from coatcheck.engine.model.runner import Outcome, Runner
-from coatcheck.engine.ranks.admission import Rejection
-from coatcheck.engine.records import Admit, Consumed, Report, Verified, Work
+from coatcheck.delivery.readiness import Rejection
+from coatcheck.engine.model.runner import Outcome, Runner, prefilled
+from coatcheck.engine.records import Admit, Consumed, Report, Sampling, Verified, Work
 from coatcheck.engine.strategies.inputs import MultimodalInputs
-from coatcheck.intake.records import Sampling
 
 OPEN_KEPT = 1024  # requests whose digests are incomplete, the newest: one that was aborted never gets complete
 
@@ -39,9 +38,9 @@ class VerifyingRunner:
 
     def execute(self, work: Sequence[Work]) -> Outcome:
         """See :class:`Runner`."""
-        for part in work:
-            if part.sample and part.token is None and (inputs := self._inputs.pop(part.request, None)) is not None:
-                self._report(Consumed(part.request, self._rank, inputs.digest()))
+        for request in prefilled(work):  # before the runner says that the pixels are consumed
+            if (inputs := self._inputs.pop(request, None)) is not None:
+                self._report(Consumed(request, self._rank, inputs.digest()))
         return self._runner.execute(work)
 
 

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from coatcheck.engine.chat.schema import Source
-from coatcheck.engine.http.config import FrontendConfig
 from coatcheck.errors import BadRequest
+from coatcheck.intake.config import MediaLimits
+from coatcheck.intake.media.source import Source
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], list[str]]
@@ -74,31 +74,31 @@ class _PinnedConnection(http.client.HTTPConnection):
                 self._open.shutdown(socket.SHUT_RDWR)
 
 
-class RemoteImages:
+class RemoteMedia:
     """Fetches images and videos by URL. The two arguments beyond the limits exist for tests; no option reaches them."""
 
     def __init__(
         self,
-        config: FrontendConfig,
+        limits: MediaLimits,
         *,
         resolver: Resolve = resolve,
         is_allowed: Callable[[IPAddress], bool] = is_public,
     ) -> None:
-        self._config = config
+        self._limits = limits
         self._resolve = resolver
         self._is_allowed = is_allowed
 
     def fetch(self, source: Source) -> bytes:
         """The body behind the URL. Raises BadRequest: off, refused, unreachable, too slow, too large."""
-        if not self._config.allow_remote_images:
+        if not self._limits.allow_remote_images:
             raise BadRequest(
                 f"This server does not fetch {source.kind} URLs; send the {source.kind} as a data: URL",
                 param=source.param,
                 code=f"remote_{source.kind}s_disabled",
             )
         url = source.url
-        deadline = time.monotonic() + self._config.remote_timeout_s
-        for _ in range(self._config.remote_max_redirects + 1):
+        deadline = time.monotonic() + self._limits.remote_timeout_s
+        for _ in range(self._limits.remote_max_redirects + 1):
             try:
                 found = self._get(url, deadline, source)
             except (OSError, http.client.HTTPException, ValueError) as error:
@@ -152,7 +152,7 @@ class RemoteImages:
         return addresses[0]
 
     def _read(self, response: http.client.HTTPResponse, source: Source) -> bytes:
-        limit = self._config.remote_max_bytes
+        limit = self._limits.remote_max_bytes
         body = bytearray()
         if (response.length or 0) <= limit:
             while len(body) <= limit and (chunk := response.read(_CHUNK)):

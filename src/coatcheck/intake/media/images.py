@@ -17,8 +17,8 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from coatcheck.engine.chat.schema import Source
 from coatcheck.errors import BadRequest
+from coatcheck.intake.media.source import Source
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # no others: each decoder is attack surface
 MAX_ASPECT = 200  # long side to short side; the reference processor refuses more

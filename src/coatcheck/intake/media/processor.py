@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,41 +14,66 @@ from blake3 import blake3
 from PIL import Image
 
 from coatcheck.arena.handle import PixelForm
-from coatcheck.engine.http.config import FrontendConfig
+from coatcheck.arena.queue import Want
+from coatcheck.errors import BadRequest
+from coatcheck.intake.config import MediaLimits
 from coatcheck.intake.media import images, videos
-from coatcheck.intake.records import Want
-from coatcheck.intake.writer import Values
+from coatcheck.intake.media.fetch import RemoteMedia
+from coatcheck.intake.media.source import Source
+from coatcheck.intake.records import Item, Slot, Stored
+from coatcheck.intake.writer import PayloadWriter, Values
 from coatcheck.pixels import PixelTable, image_processor
 
 Grid = tuple[int, int, int]  # (t, h, w) in patches
 
 
-class Cutter:
+class MediaProcessor:
     """The model's image processor. Raises ConfigError if the model directory has none that can be used."""
 
-    def __init__(self, config: FrontendConfig) -> None:
-        self._processor: Any = image_processor(config.model_dir)
-        self._config = config
-        if config.pixels == "uint8":
+    def __init__(self, model_dir: Path, limits: MediaLimits) -> None:
+        Image.MAX_IMAGE_PIXELS = None  # max_pixels holds instead, from each header
+        self._processor: Any = image_processor(model_dir)
+        self._limits = limits
+        self._remote = RemoteMedia(limits)
+        if limits.pixels == "uint8":
             PixelTable.of(self._processor)  # the ranks could not widen
         how = f"{transformers.__version__} {PIL.__version__} {self._processor.to_json_string()}"
         self._key = blake3(how.encode()).digest()  # the same bytes, processed otherwise, are another item
-        self._video_key = blake3(f"{how} {videos.how(config)}".encode()).digest()
+        self._video_key = blake3(f"{how} {videos.how(limits)}".encode()).digest()
         self.merge: int = self._processor.merge_size
 
-    def open(self, data: bytes, param: str) -> Picture:
-        """A picture of these bytes, nothing decoded yet. Raises BadRequest if its header tells that it cannot be."""
-        image = images.opened(data, self._config.max_pixels, param)
-        return Picture(self, image, blake3(data, key=self._key).digest(), param)
+    def open(self, source: Source) -> Medium:
+        """The image or video behind a data: or http(s) URL, as little decoded as it takes to know its size.
 
-    def open_video(self, data: bytes, param: str) -> Film:
-        """A video of these bytes, one frame of it decoded. Raises BadRequest if it cannot be used."""
-        video = videos.probe(data, self._config, param)
-        return Film(self, video, blake3(data, key=self._video_key).digest())
+        Raises BadRequest.
+        """
+        return self.open_bytes(source, self._loaded(source))
+
+    def _loaded(self, source: Source) -> bytes:
+        scheme = source.url[:6].lower()
+        if scheme.startswith("data:"):
+            return images.from_data_url(source)
+        if scheme.startswith("http"):
+            return self._remote.fetch(source)
+        raise BadRequest(
+            f"The {source.kind} must be given by a data: URL or an http(s) URL",
+            param=source.param,
+            code=f"invalid_{source.kind}_url",
+        )
+
+    def open_bytes(self, source: Source, data: bytes) -> Medium:
+        """As ``open``, of encoded bytes that are here already."""
+        param = source.param
+        if source.kind == "image":
+            image = images.opened(data, self._limits.max_pixels, param)
+            return Medium(self, blake3(data, key=self._key).digest(), self.patches(image.size), param, image=image)
+        video = videos.probe(data, self._limits, param)
+        patches = len(video.indices) // videos.TEMPORAL_PATCH * self.patches(video.size, video.limits)
+        return Medium(self, blake3(data, key=self._video_key).digest(), patches, param, video=video)
 
     def decode(self, image: Image.Image, param: str) -> Image.Image:
         """An opened image as RGB. Raises BadRequest."""
-        return images.to_rgb(image, self._config.max_pixels, param)
+        return images.to_rgb(image, self._limits.max_pixels, param)
 
     def patches(self, size: tuple[int, int], limits: tuple[int, int] | None = None) -> int:
         """Patches of an image of ``size`` (width, height), upright or lying: the same.
@@ -62,6 +89,10 @@ class Cutter:
         values: int = 3 * self._processor.patch_size**2
         times: int = frames if form == "uint8" else 4 * self._processor.temporal_patch_size
         return patches * values * times
+
+    def tokens(self, patches: int) -> int:
+        """Of the prompt, that so many patches become."""
+        return patches // self.merge**2
 
     def cut(self, image: Image.Image, form: PixelForm) -> tuple[Values, Grid]:
         """An RGB image as patches (see :mod:`coatcheck.pixels`); compact values are still to be made uint8."""
@@ -93,54 +124,48 @@ class Cutter:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One image of a request. ``digest``: its identity, of the encoded bytes under a key for how they are processed."""
+class Medium:
+    """One image or video, opened. ``digest``: of the encoded bytes, under a key for how they are processed."""
 
-    cutter: Cutter
-    image: Image.Image  # opened, not decoded
+    processor: MediaProcessor
     digest: bytes
+    patches: int  # in space and time
     param: str  # where it stands in the request
-    seconds: float | None = None  # a picture has none
+    image: Image.Image | None = None  # opened, not decoded; else
+    video: videos.Video | None = None
 
     @property
-    def patches(self) -> int:
-        """As its header has it."""
-        return self.cutter.patches(self.image.size)
+    def seconds(self) -> float | None:
+        """A video's, from one temporal patch to the next."""
+        return None if self.video is None else self.video.seconds
 
     def want(self, form: PixelForm) -> Want:
         """The room it needs."""
-        return Want(self.cutter.nbytes(self.patches, form), self.digest)
+        frames = 1 if self.video is None else videos.TEMPORAL_PATCH
+        return Want(self.processor.nbytes(self.patches, form, frames), self.digest)
 
-    def make(self, form: PixelForm) -> tuple[Values, Grid]:
-        """Decodes and cuts it. Raises BadRequest. Once: the decoder is closed afterwards."""
+    def item(self, slot: Slot | Stored | None, form: PixelForm, writer: PayloadWriter) -> Item:
+        """Decodes, processes and writes it, unless it is there already. Raises BadRequest. Once: it is closed then.
+
+        The item's place in the prompt (``start``) is the host's to fill in.
+        """
+        if isinstance(slot, Stored):
+            return slot.item
+        values, grid = self.values(form)
+        count = self.processor.tokens(grid[0] * grid[1] * grid[2])
+        return Item(writer.write(slot, values, form), grid, 0, count, self.digest, self.seconds)
+
+    def values(self, form: PixelForm) -> tuple[Values, Grid]:
+        """(patches, values), and the grid. Whole numbers where ``form`` is uint8. Raises BadRequest."""
+        if self.video is not None:
+            return self.processor.cut_video(self.video, form)
+        assert self.image is not None
         with self.image:
-            return self.cutter.cut(self.cutter.decode(self.image, self.param), form)
+            return self.processor.cut(self.processor.decode(self.image, self.param), form)
 
 
-@dataclass(frozen=True)
-class Film:
-    """One video of a request. ``digest``: as a picture's."""
-
-    cutter: Cutter
-    video: videos.Video
-    digest: bytes
-
-    @property
-    def seconds(self) -> float:
-        """From one temporal patch to the next."""
-        return self.video.seconds
-
-    @property
-    def patches(self) -> int:
-        """In space and time."""
-        return (
-            len(self.video.indices) // videos.TEMPORAL_PATCH * self.cutter.patches(self.video.size, self.video.limits)
-        )
-
-    def want(self, form: PixelForm) -> Want:
-        """The room it needs."""
-        return Want(self.cutter.nbytes(self.patches, form, videos.TEMPORAL_PATCH), self.digest)
-
-    def make(self, form: PixelForm) -> tuple[Values, Grid]:
-        """Decodes and cuts it. Raises BadRequest."""
-        return self.cutter.cut_video(self.video, form)
+def prepare(media: Sequence[Medium], writer: PayloadWriter) -> list[Item]:
+    """Every medium as an item, its payload written where there is room for it. Raises BadRequest and NoRoom."""
+    form = writer.job.form
+    slots = writer.reserve([medium.want(form) for medium in media])
+    return [medium.item(slot, form, writer) for medium, slot in zip(media, slots, strict=True)]

@@ -24,8 +24,8 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from PIL import Image
 
-from coatcheck.engine.http.config import FrontendConfig
 from coatcheck.errors import BadRequest
+from coatcheck.intake.config import MediaLimits
 from coatcheck.intake.media.images import MAX_ASPECT
 
 TEMPORAL_PATCH = 2  # frames; FRAME_FACTOR of qwen-vl-utils, and temporal_patch_size of every Qwen2.5-VL
@@ -82,26 +82,26 @@ class Video:
         raise _invalid("it has fewer frames than packets", self.param)
 
 
-def probe(data: bytes, config: FrontendConfig, param: str) -> Video:
+def probe(data: bytes, limits: MediaLimits, param: str) -> Video:
     """Reads headers and packets, and decodes one frame. Raises BadRequest for what is over a limit or no video."""
     with _opened(data, param) as (container, stream):
-        _check_size((stream.width, stream.height), config.max_pixels, param)
-        total, rate = _count(container, stream, config.max_video_seconds, param)
+        _check_size((stream.width, stream.height), limits.max_pixels, param)
+        total, rate = _count(container, stream, limits.max_video_seconds, param)
     if total < TEMPORAL_PATCH:
         raise _invalid(f"it has {total} frames; at least {TEMPORAL_PATCH} are needed", param)
-    first = next(_decoded(data, config.max_pixels, param), None)
+    first = next(_decoded(data, limits.max_pixels, param), None)
     if first is None:
         raise _invalid("it has no frame", param)
     size = _upright(first).size  # rotation is known from frames only
-    indices = sample(total, rate, config.max_video_frames)
+    indices = sample(total, rate, limits.max_video_frames)
     seconds = TEMPORAL_PATCH / (len(indices) / total * rate)
-    return Video(data, indices, size, seconds, config.max_pixels, param)
+    return Video(data, indices, size, seconds, limits.max_pixels, param)
 
 
-def how(config: FrontendConfig) -> str:
+def how(limits: MediaLimits) -> str:
     """All that the same bytes' frames depend on."""
     libraries = " ".join(f"{name} {version}" for name, version in sorted(av.library_versions.items()))
-    return f"{libraries} {FPS} {MIN_FRAMES} {MIN_PIXELS} {MAX_PIXELS} {TOTAL_PIXELS} {config.max_video_frames}"
+    return f"{libraries} {FPS} {MIN_FRAMES} {MIN_PIXELS} {MAX_PIXELS} {TOTAL_PIXELS} {limits.max_video_frames}"
 
 
 def sample(total: int, rate: float, max_frames: int) -> tuple[int, ...]:

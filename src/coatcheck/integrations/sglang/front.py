@@ -32,6 +32,7 @@ import zmq
 
 from coatcheck.arena import Arena, ArenaStatistics
 from coatcheck.arena.handle import Handle
+from coatcheck.arena.queue import ArenaQueue, Reservation, Want
 from coatcheck.delivery.records import Ready, Returned
 from coatcheck.errors import CoatcheckError
 from coatcheck.integrations.sglang.breaker import Breaker, Silence
@@ -50,7 +51,6 @@ from coatcheck.integrations.sglang.records import (
     Withdrawn,
     from_ranks,
 )
-from coatcheck.integrations.sglang.room import Place, Room, Want
 from coatcheck.sockets import PrivateEndpoint, push
 from coatcheck.wire import encode
 
@@ -117,7 +117,7 @@ class Front:
         self._breaker = Breaker(self._ranks)
         self._silence = Silence(self._ranks, READY_TIMEOUT_S)
         self._lock = threading.Lock()  # around the arena, the breaker, what is announced, and the ways to the ranks
-        self._room = Room(self._arena, self._lock)
+        self._queue = ArenaQueue(self._arena, self._lock)
         self._names = map(str, itertools.count())
         self._announcements = Announcements(self._ranks, READY_TIMEOUT_S, self._tell)
         self._missing = set(range(self._ranks))  # ranks that have not attached
@@ -163,7 +163,7 @@ class Front:
     @property
     def waiting(self) -> int:
         """Requests that wait for room."""
-        return self._room.waiting
+        return self._queue.waiting
 
     @property
     def capacity(self) -> int:
@@ -182,7 +182,7 @@ class Front:
             self._must_carry()
             request = next(self._names)
         asked = time.monotonic()
-        got = await self._room.take(request, wants, self.pace.patience_s(nbytes, parcel.unhashed))
+        got = await self._queue.reserve(request, wants, self.pace.patience_s(nbytes, parcel.unhashed))
         start = time.monotonic()
         if start - asked > _WAITED_S:
             self.waits.append(start - asked)
@@ -190,7 +190,7 @@ class Front:
             storing = self._writers.submit(self._store, request, parcel, got)
         except RuntimeError as error:  # closed meanwhile
             with self._lock:
-                self._room.give_up(request, got)
+                self._queue.cancel(request, got)
             raise Trouble(str(error)) from error
         try:
             handles, body = await asyncio.wrap_future(storing)
@@ -232,7 +232,7 @@ class Front:
 
     # ------------------------------------------------------------------ on a writer's thread
 
-    def _store(self, request: str, parcel: Parcel, places: list[Place]) -> tuple[tuple[Handle, ...], bytes]:
+    def _store(self, request: str, parcel: Parcel, places: list[Reservation]) -> tuple[tuple[Handle, ...], bytes]:
         """If it fails, nothing is held."""
         try:
             parcel.check()
@@ -243,10 +243,10 @@ class Front:
             return tuple(Handle(b.offset, b.nonce, (b.nbytes,), "uint8") for b in blocks), parcel.body()
         except BaseException:
             with self._lock:
-                self._room.give_up(request, places)
+                self._queue.cancel(request, places)
             raise
 
-    def _fill(self, request: str, tensor: torch.Tensor, place: Place) -> None:
+    def _fill(self, request: str, tensor: torch.Tensor, place: Reservation) -> None:
         row = flat(tensor)
         digest = self._digests.of(tensor, row)
         with self._lock:
@@ -261,10 +261,10 @@ class Front:
             place.filled = True
             place.block = self._arena.commit(request, place.block, row.nbytes, digest)
 
-    def _stored_for_nobody(self, request: str, places: list[Place], done: Future[Any]) -> None:
+    def _stored_for_nobody(self, request: str, places: list[Reservation], done: Future[Any]) -> None:
         with self._lock:
             if done.cancelled():  # it had not begun
-                self._room.give_up(request, places)
+                self._queue.cancel(request, places)
             elif done.exception() is None:
                 self._arena.end(request)
 
@@ -320,7 +320,7 @@ class Front:
     def _end(self) -> None:
         self._closing = True
         with self._lock:
-            self._room.close()
+            self._queue.close()
             self._announcements.give_up("the ranks have ended")
         self.problem = self.problem or "a rank has ended"
         self._heard.set()
@@ -351,8 +351,7 @@ class Front:
             self._silence.heard(record.request, record.rank)
             self._announcements.report(record, now)
         elif isinstance(record, Returned):
-            if self._arena.acknowledge(record.request, record.rank):
-                self._arena.end(record.request)
+            self._arena.returned(record.request, record.rank)
         elif isinstance(record, Answer):
             self._breaker.answered(record.rank, record.number)
         self._announcements.settle(now)

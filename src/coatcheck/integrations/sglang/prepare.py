@@ -19,20 +19,17 @@ sends it, a claim in place of its inputs; the scheduler's thread of each rank cl
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-from coatcheck.delivery.parked import Parked
+from coatcheck.delivery.preparer import Preparer
+from coatcheck.delivery.readiness import Readiness
 from coatcheck.delivery.records import Ready
-from coatcheck.engine.ranks.admission import Ledger
 from coatcheck.integrations.sglang.records import Failed, Ticket, Withdrawn
 
 I = TypeVar("I")  # noqa: E741 - a rank's inputs
-
-log = logging.getLogger(__name__)
 
 
 class InputsRefused(Exception):
@@ -52,14 +49,14 @@ class Announcements:
 
     def __init__(self, ranks: int, ready_timeout_s: float, tell: Callable[[Ticket | Withdrawn], None]) -> None:
         """``tell`` reaches every rank, in order, and must not block."""
-        self._ledger = Ledger(ranks, ready_timeout_s)
+        self._readiness = Readiness(ranks, ready_timeout_s)
         self._tell = tell
         self._open: dict[str, Future[Outcome]] = {}
         self._ends: dict[str, Literal["refused", "failed", "given up"]] = {}  # of those for which that is known
 
     def announce(self, ticket: Ticket, now: float) -> Future[Outcome]:
         """How it ends. Unless it is ready, it is withdrawn then."""
-        self._ledger.arrive(ticket.request, now)
+        self._readiness.arrive(ticket.request, now)
         outcome = self._open[ticket.request] = Future[Outcome]()
         self._tell(ticket)
         return outcome
@@ -69,27 +66,23 @@ class Announcements:
         error = report.why if isinstance(report, Failed) else report.error
         if error is not None and report.request in self._open:
             self._ends.setdefault(report.request, "failed" if isinstance(report, Failed) else "refused")
-        self._ledger.report(report.request, report.rank, error)
+        self._readiness.report(report.request, report.rank, error)
         self.settle(now)
 
     def settle(self, now: float) -> None:
         """To be called now and then, also when nothing is reported: so what is overdue is given up."""
-        deadline = self._ledger.next_deadline()
-        if not self._ledger.undecided() and (deadline is None or now < deadline):
-            return
-        decision = self._ledger.decide(now, lambda request: True)
-        for request in decision.admitted:
-            self._ledger.finish(request)
-            self._decide(request, Outcome("ready"))
-        for rejection in decision.rejected:
+        for rejection in self._readiness.failures(now):
             self._tell(Withdrawn(rejection.request))
             self._decide(rejection.request, Outcome(self._ends.pop(rejection.request, "late"), rejection.reason))
+        for request in list(self._readiness.ready()):
+            self._readiness.forget(request)
+            self._decide(request, Outcome("ready"))
 
     def give_up(self, why: str) -> None:
         """Of whatever is open, for a reason that is none of its own."""
         for request in list(self._open):
             self._ends[request] = "given up"
-            self._ledger.fail(request, why)
+            self._readiness.fail(request, why)
         self.settle(0.0)
 
     def _decide(self, request: str, outcome: Outcome) -> None:
@@ -99,13 +92,13 @@ class Announcements:
 
     def withdraw(self, request: str) -> None:
         """Nobody will claim it. To be called for what is ready, too, if it is not sent; may be called twice."""
-        self._ledger.abort(request)
+        self._readiness.forget(request)
         self._open.pop(request, None)
         self._ends.pop(request, None)
         self._tell(Withdrawn(request))
 
 
-class Preparer(Generic[I]):
+class TicketPreparer(Generic[I]):
     """A rank's side. ``take`` is called by one thread, ``claim`` by the scheduler's."""
 
     def __init__(self, rank: int, make: Callable[[Ticket], I], report: Callable[[Ready | Failed], None]) -> None:
@@ -114,31 +107,33 @@ class Preparer(Generic[I]):
         It raises InputsRefused if SGLang cannot take them.
         """
         self._rank, self._make, self._report = rank, make, report
-        self._parked = Parked[I](rank)
+        self._preparer = Preparer[I](rank)
 
     def take(self, record: Ticket | Withdrawn) -> None:
         """What the tokenizer's process tells, in its order."""
         if isinstance(record, Withdrawn):
-            self._parked.drop(record.request)
+            self._preparer.drop(record.request)
             return
-        report: Ready | Failed = Ready(record.request, self._rank, None)
-        self._parked.expect(record.request)
-        try:
-            self._parked.park(record.request, self._make(record))
-        except Exception as error:
-            self._parked.drop(record.request)
-            log.exception("rank %d could not prepare the multimodal inputs of request %s", self._rank, record.request)
-            why = f"Multimodal inputs could not be prepared on rank {self._rank}: {str(error) or type(error).__name__}"
-            if isinstance(error, InputsRefused):
-                report = Ready(record.request, self._rank, why)
-            else:
-                report = Failed(record.request, self._rank, why)
-        self._report(report)
+        self._preparer.expect(record.request)
+        failure = self._preparer.prepare(record.request, lambda: self._make(record))
+        if failure is None:
+            self._report(Ready(record.request, self._rank))
+            return
+        self._preparer.drop(record.request)
+        said = failure.text or failure.kind.__name__
+        why = f"Multimodal inputs could not be prepared on rank {self._rank}: {said}"
+        if issubclass(failure.kind, InputsRefused):
+            self._report(Ready(record.request, self._rank, why))
+        else:
+            self._report(Failed(record.request, self._rank, why))
 
-    def claim(self, request: str) -> I:
-        """Hands the inputs over. Raises RanksDisagree if there are none, which the rules exclude."""
-        return self._parked.admit(request)
+    def claim(self, request: str) -> tuple[I, float]:
+        """Hands the inputs over, and says for how many seconds they have lain ready.
+
+        Raises RanksDisagree if there are none, which the rules exclude.
+        """
+        return self._preparer.claim(request)
 
     def __len__(self) -> int:
         """Inputs that nobody has claimed."""
-        return len(self._parked)
+        return len(self._preparer)

@@ -31,12 +31,13 @@ from sglang.srt.managers.schedule_batch import MultimodalInputs, MultimodalProce
 from sglang.srt.runtime_context import get_parallel
 
 from coatcheck.arena import ArenaAddress, ArenaReader
-from coatcheck.delivery.records import Ready, Returned
+from coatcheck.delivery.leases import Leases
+from coatcheck.delivery.records import Ready
+from coatcheck.delivery.registered import Registered, relax
 from coatcheck.errors import ConfigError, MaterializeError
 from coatcheck.integrations.sglang.codec import unpack
-from coatcheck.integrations.sglang.leases import Leases
 from coatcheck.integrations.sglang.metrics import rank_metrics
-from coatcheck.integrations.sglang.prepare import InputsRefused, Preparer
+from coatcheck.integrations.sglang.prepare import InputsRefused, TicketPreparer
 from coatcheck.integrations.sglang.records import (
     Answer,
     Attached,
@@ -48,7 +49,6 @@ from coatcheck.integrations.sglang.records import (
     Ticket,
     to_ranks,
 )
-from coatcheck.integrations.sglang.registered import Registered, relax
 from coatcheck.integrations.sglang.rollcall import Facts
 from coatcheck.integrations.sglang.sizing import token_bytes
 from coatcheck.integrations.sglang.support import metrics_wanted
@@ -108,7 +108,6 @@ class _Prepared(NamedTuple):
     """What lies ready for a claim."""
 
     inputs: Any  # SGLang's
-    at: float  # time.monotonic()
     cpu_s: float  # that preparing took, of the thread beside the scheduler's
 
 
@@ -141,7 +140,7 @@ class RankSide:
         self._tickets = self._context.socket(zmq.PULL)
         self._tickets.rcvhwm = 0  # what is announced is small, and is not lost
         self._endpoint = PrivateEndpoint(self._tickets)
-        self._preparer = Preparer[_Prepared](self._rank, self._prepare, self._report)
+        self._preparer = TicketPreparer[_Prepared](self._rank, self._prepare, self._report)
         self._leases: Leases  # the lane's, as is what follows
         self._reports: zmq.Socket[bytes]
         self.facts = Facts(
@@ -173,9 +172,9 @@ class RankSide:
         if claim.refusal is not None:
             request.mm_inputs = _Refusal(claim.refusal)
             return None
-        prepared = self._preparer.claim(claim.request)
+        prepared, waited_s = self._preparer.claim(claim.request)
         request.mm_inputs = prepared.inputs
-        return time.monotonic() - prepared.at, prepared.cpu_s
+        return waited_s, prepared.cpu_s
 
     # ------------------------------------------------------------------ the lane
 
@@ -212,7 +211,8 @@ class RankSide:
                 undo.callback(registered.release)
             self._leases = Leases(
                 reader,
-                lambda request: returns.send(encode(Returned(request, self._rank))),
+                self._rank,
+                lambda returned: returns.send(encode(returned)),
                 None if registered is None else registered.fence,
                 relax if registered is not None else None,
             )
@@ -227,10 +227,17 @@ class RankSide:
         if self._device is None:
             return None
         try:
-            return Registered(reader.mapping, self._scheduler, self._device)
+            return Registered(reader.mapping, self._device, self._streams)
         except RuntimeError as error:
             log.info("CUDA does not register the arena, and uploads out of it are synchronous: %s", error)
             return None
+
+    def _streams(self) -> tuple[Any, ...]:
+        """Where SGLang 0.5.23 uploads: on the stream of its forward pass, or without overlap on the scheduler's.
+
+        See ``mm_schedule._move_items_to_device``, and the models' own ``materialize_multimodal_features``.
+        """
+        return self._scheduler.forward_stream, self._scheduler.schedule_stream
 
     def _report(self, report: Ready | Failed) -> None:
         self._reports.send(encode(report))
@@ -238,12 +245,11 @@ class RankSide:
     def _prepare(self, ticket: Ticket) -> _Prepared:
         start, cpu = time.monotonic(), time.thread_time()
         inputs = self._inputs(ticket)
-        ready = time.monotonic()
-        self._metrics.materialized(ready - start)
-        return _Prepared(inputs, ready, time.thread_time() - cpu)
+        self._metrics.materialized(time.monotonic() - start)
+        return _Prepared(inputs, time.thread_time() - cpu)
 
     def _inputs(self, ticket: Ticket) -> Any:
-        output = unpack(ticket.body, self._leases.lend(ticket))
+        output = unpack(ticket.body, self._leases.lend(ticket.request, ticket.handles))
         if not isinstance(output, MultimodalProcessorOutput):
             raise MaterializeError(f"a ticket that holds a {type(output).__name__}")
         try:

@@ -28,17 +28,18 @@ from coatcheck.arena.handle import Handle
 from coatcheck.bench.handoff.meter import WAIT_S, Meter, Payload, Place, Written
 from coatcheck.bench.handoff.peers.gloo import join as join
 from coatcheck.bench.handoff.peers.pipe import Inbox, InboxRank, Outbox, Watch
+from coatcheck.delivery.readiness import Readiness
 from coatcheck.delivery.records import Ready, Returned
 from coatcheck.engine.model.checkpoint import read_config
 from coatcheck.engine.model.config import DEFAULT_MODEL
 from coatcheck.engine.model.positions import ModelPositions
-from coatcheck.engine.ranks.admission import Ledger
+from coatcheck.engine.ranks.admission import Admission
 from coatcheck.engine.ranks.lane import Job, Lane
 from coatcheck.engine.ranks.plan_broadcast import PlanChannel
-from coatcheck.engine.records import Admit, Arrived, Plan
+from coatcheck.engine.records import Admit, Arrived, Plan, Sampling
 from coatcheck.engine.strategies.materialize import Materialize, no_arena
 from coatcheck.engine.strategies.table import is_background
-from coatcheck.intake.records import Item, Sampling, Tensor
+from coatcheck.intake.records import Item, Tensor
 from coatcheck.pixels import PixelTable, image_processor
 from coatcheck.wire import Buffer, Decoder, send, split
 
@@ -127,8 +128,7 @@ class HandleFront:
         for _ in range(self._ranks):
             self._returns.wait()
             returned = _returned(split(self._returns.receive())[0])
-            if self._arena.acknowledge(returned.request, returned.rank):
-                self._arena.end(returned.request)
+            self._arena.returned(returned.request, returned.rank)
 
     def close(self) -> None:
         """See :class:`coatcheck.bench.handoff.meter.Front`."""
@@ -157,7 +157,7 @@ class Rank(InboxRank):
         self._materialize = _materializer(self._reader)
         self._channel = PlanChannel(_World(), lambda arrivals, spent: None)
         self._lane = Lane(place.rank)
-        self._ledger = Ledger(place.ranks, WAIT_S)
+        self._admission = Admission(Readiness(place.ranks, WAIT_S))
         self._reports = Inbox(place.path("reports")) if place.rank == 0 else None
         self._report, self._give_back = Outbox(place.path("reports")), Outbox(place.path("returns"))
         self._failure: Exception | None = None
@@ -179,10 +179,10 @@ class Rank(InboxRank):
             self._await_reports(arrived, self._reports, meter)
         with meter.step("admit"):
             if self._place.rank == 0:
-                decision = self._ledger.decide(0.0, lambda request: True)
+                decision = self._admission.decide(0.0, lambda request: True)
                 admits = tuple(Admit(request, 0, 1) for request in decision.admitted)
                 self._channel.send(Plan(1, admits=admits))
-                self._ledger.finish(arrived.request)
+                self._admission.finish(arrived.request)
             else:
                 admits = self._channel.receive()[0].admits
         if self._failure is not None or [admit.request for admit in admits] != [arrived.request]:
@@ -193,7 +193,7 @@ class Rank(InboxRank):
     def _lead(self, requests: Inbox) -> tuple[Arrived, list[Buffer]]:
         record, views = split(requests.receive())
         arrived, frames = _arrived(record), list[Buffer](views)
-        self._ledger.arrive(arrived.request, 0.0)
+        self._admission.arrive(arrived.request, 0.0)
         self._channel.send(Plan(0, (arrived,)), frames)
         return arrived, frames
 
@@ -223,7 +223,7 @@ class Rank(InboxRank):
             reports.wait()
             with meter.step("report"):
                 ready = _ready(split(reports.receive())[0])
-                self._ledger.report(ready.request, ready.rank, ready.error)
+                self._admission.report(ready.request, ready.rank, ready.error)
 
     def release(self) -> None:
         """See :class:`coatcheck.bench.handoff.meter.RankSide`."""

@@ -1,11 +1,13 @@
-"""Room in the arena for requests, in a line: who finds none may wait for a while.
+"""The line for room in the arena: requests get room in the order in which they ask, and may wait for a while.
 
-Invariants (``tests/integrations/sglang/test_room.py``):
+Invariants (``tests/arena/test_queue.py``):
 
-* A request gets room for all of its blocks, or for none. Content that is there already needs none.
+* A request gets room for all of its payloads, or for none. Content that is there already needs none: it is leased to
+  the request in the moment in which the rest is reserved.
 * Nobody overtakes who waits, so a large request is not starved by small ones.
-* Whoever stops waiting, for whatever reason, holds nothing, unless the room came first: then it is had.
-* Nothing here waits by itself, and nothing is packed or hashed: a request that gets no room has cost microseconds.
+* Waiting is bounded. Whoever stops waiting, for whatever reason, holds nothing, unless the room came first.
+* What can never fit is refused at once, so that it does not hold up the line.
+* Nothing is decoded, hashed or written for a request that has no room.
 """
 
 from __future__ import annotations
@@ -20,19 +22,19 @@ from dataclasses import dataclass, field
 from coatcheck.arena import Arena, Block
 from coatcheck.arena.allocator import pages
 from coatcheck.errors import ArenaFull, PayloadTooLarge
+from coatcheck.wire import Record
 
 
-@dataclass(frozen=True)
-class Want:
-    """One block: so many bytes, and the content's digest if it is known by now, else empty."""
+class Want(Record, frozen=True):
+    """Room for one payload."""
 
-    nbytes: int
-    digest: bytes = b""
+    nbytes: int  # at most
+    digest: bytes = b""  # the content's, if it is known by now, so that content that is there needs no room
 
 
 @dataclass(eq=False)
-class Place:
-    """A block for a want: ``filled`` if its content is there, and is leased to the request; else reserved."""
+class Reservation:
+    """A block for a want. ``filled``: its content is there, and leased to the request; else it is to be written."""
 
     block: Block
     filled: bool
@@ -43,14 +45,28 @@ class _Waiter:
     request: str
     wants: Sequence[Want]
     wake: Callable[[], object]
-    got: list[Place] | None = field(default=None)  # None: no room yet
+    got: list[Reservation] | None = field(default=None)  # None: no room yet
 
 
-class Room:
-    """Reserves in the arena. All calls under ``lock``, which is the arena's, but ``take``, which takes it itself."""
+@dataclass(frozen=True)
+class QueueStatistics:
+    """A snapshot."""
+
+    waiting: int  # requests in line now
+    waited: int  # that had to wait, since the start
+    turned_away: int  # that waited in vain
+
+
+class ArenaQueue:
+    """Reserves in the arena.
+
+    ``lock`` guards arena and queue where several threads use them: it is held in all calls, but for ``reserve``, which
+    takes it itself. An owner that is one thread passes a lock of its own and holds it nowhere.
+    """
 
     def __init__(self, arena: Arena, lock: threading.Lock) -> None:
         self._arena, self._lock = arena, lock
+        self._waited = self._turned_away = 0
         self._line: deque[_Waiter] = deque()
         self._serving = False
         self._closed = False
@@ -61,8 +77,12 @@ class Room:
         """Requests in the line."""
         return len(self._line)
 
-    async def take(self, request: str, wants: Sequence[Want], patience_s: float) -> list[Place]:
-        """A place for each want.
+    def statistics(self) -> QueueStatistics:
+        """A snapshot."""
+        return QueueStatistics(len(self._line), self._waited, self._turned_away)
+
+    async def reserve(self, request: str, wants: Sequence[Want], patience_s: float) -> list[Reservation]:
+        """A reservation for each want, in order. Whoever gets them commits the blocks, or calls ``cancel``.
 
         Waits at most ``patience_s``. Raises ArenaFull if there is no room until then, PayloadTooLarge if there never
         is; then, and if it is cancelled, nothing is held.
@@ -71,18 +91,13 @@ class Room:
         awake = asyncio.Event()
         waiter = _Waiter(request, wants, lambda: loop.call_soon_threadsafe(awake.set))
         with self._lock:
-            if self._closed:
-                raise ArenaFull("no room any more")
-            if not wants:
-                return []
-            if not self._line and self._try(waiter):
+            if self._at_once(waiter):
                 assert waiter.got is not None
                 return waiter.got
             if patience_s <= 0:
-                raise ArenaFull("no room now")
-            if sum(want.nbytes for want in wants) > self._arena.capacity:
-                raise PayloadTooLarge("more than the whole arena")
+                raise ArenaFull("The arena has no room now")
             self._line.append(waiter)
+            self._waited += 1
         try:
             await asyncio.wait_for(awake.wait(), patience_s)
         except TimeoutError:
@@ -90,16 +105,37 @@ class Room:
         except BaseException:  # cancelled
             with self._lock:
                 self._leave(waiter)
-                self.give_up(request, waiter.got or ())
+                self.cancel(request, waiter.got or ())
             raise
         with self._lock:
             self._leave(waiter)
+            self._turned_away += waiter.got is None
         if waiter.got is None:
-            raise ArenaFull(f"no room within {patience_s * 1e3:.0f} ms")
+            size = sum(want.nbytes for want in wants)
+            raise ArenaFull(f"The arena had no room for {size} bytes within {patience_s:g} s")
         return waiter.got
 
-    def give_up(self, request: str, got: Sequence[Place]) -> None:
-        """Of a request that was not dispatched: reserved blocks nobody writes to, and what was leased to it."""
+    def reserve_now(self, request: str, wants: Sequence[Want]) -> list[Reservation] | None:
+        """As ``reserve``, but None if there is no room now, or somebody waits for it."""
+        waiter = _Waiter(request, wants, lambda: None)
+        with self._lock:
+            return waiter.got if self._at_once(waiter) else None
+
+    def _at_once(self, waiter: _Waiter) -> bool:
+        """Raises PayloadTooLarge, and ArenaFull once it is closed."""
+        if self._closed:
+            raise ArenaFull("The arena is closed")
+        if not waiter.wants:
+            waiter.got = []
+            return True
+        if not self._line and self._try(waiter):
+            return True
+        if sum(pages(want.nbytes) for want in waiter.wants) > self._arena.capacity:
+            raise self._too_large(waiter.wants)
+        return False
+
+    def cancel(self, request: str, got: Sequence[Reservation]) -> None:
+        """Gives back what a request has that was not dispatched, once nobody can write to the blocks any more."""
         for place in got:
             if not place.filled:
                 self._arena.cancel(place.block)
@@ -130,27 +166,30 @@ class Room:
 
     def _reserve(self, waiter: _Waiter, shared: bool) -> bool:
         """``shared``: content that is there needs no room."""
-        got: list[Place] = []
+        got: list[Reservation] = []
         try:
             # What is there is leased first, so that nothing reserved beside it pushes it out.
-            known = [
-                self._arena.find(waiter.request, want.digest) if shared and want.digest else None
-                for want in waiter.wants
-            ]
+            known = [self._arena.known(want.digest) if shared else None for want in waiter.wants]
+            self._arena.lease(waiter.request, [block for block in known if block is not None])
             missing = [want for want, block in zip(waiter.wants, known, strict=True) if block is None]
             if max((pages(want.nbytes) for want in missing), default=0) > self._arena.capacity:
-                raise PayloadTooLarge("more than the whole arena")
+                raise self._too_large(waiter.wants)
             if not self._may_fit(missing):  # then nothing is pushed out for it
-                raise ArenaFull("no room now")
+                raise ArenaFull("The arena has no room now")
             for want, block in zip(waiter.wants, known, strict=True):
-                got.append(Place(block or self._arena.reserve(want.nbytes), filled=block is not None))
+                got.append(Reservation(block or self._arena.reserve(want.nbytes), filled=block is not None))
         except (ArenaFull, PayloadTooLarge) as error:
-            self.give_up(waiter.request, got)
+            self.cancel(waiter.request, got)
             if isinstance(error, PayloadTooLarge):
                 raise
             return False
+        self._arena.count_hits(len(known) - len(missing))
         waiter.got = got
         return True
+
+    def _too_large(self, wants: Sequence[Want]) -> PayloadTooLarge:
+        size = sum(want.nbytes for want in wants)
+        return PayloadTooLarge(f"The request's payloads have {size} bytes; the arena has {self._arena.capacity}")
 
     def _serve(self) -> None:
         """Room may have become free."""
@@ -168,6 +207,6 @@ class Room:
                 try:
                     served.wake()
                 except RuntimeError:  # its event loop is closed
-                    self.give_up(served.request, served.got or ())
+                    self.cancel(served.request, served.got or ())
         finally:
             self._serving = False

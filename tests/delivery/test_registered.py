@@ -13,11 +13,9 @@ import pytest
 import torch
 
 from coatcheck.arena import Arena, ArenaReader
-from coatcheck.arena.handle import Handle
-from coatcheck.integrations.sglang import registered
-from coatcheck.integrations.sglang.leases import Leases
-from coatcheck.integrations.sglang.records import Ticket
-from coatcheck.integrations.sglang.registered import Registered, relax
+from coatcheck.delivery import registered
+from coatcheck.delivery.leases import Leases
+from coatcheck.delivery.registered import Registered, relax
 from coatcheck.tensor_view import tensor_view
 
 NBYTES = 64 << 20
@@ -55,12 +53,12 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_whole_mapping_is_registered_read_only_and_fenced_on_every_stream(cuda: Any) -> None:
-    scheduler = SimpleNamespace(forward_stream=Stream(), schedule_stream=Stream())
-    made = Registered(memoryview(bytes(8192)), scheduler, 0)
+    streams = Stream(), Stream()
+    made = Registered(memoryview(bytes(8192)), 0, lambda: streams)
     assert cuda.registered == [(8192, 8)]
     assert cuda.relaxed == [2], "its calls would break another thread's capture of a graph"
     passed = made.fence()
-    for stream in (scheduler.forward_stream, scheduler.schedule_stream, cuda.default):
+    for stream in (*streams, cuda.default):
         assert not passed()
         stream.passed = True
     assert passed()
@@ -72,14 +70,14 @@ def test_the_whole_mapping_is_registered_read_only_and_fenced_on_every_stream(cu
 def test_what_cuda_refuses_is_an_error(what: str, cuda: Any) -> None:
     setattr(cuda, what, 801)
     with pytest.raises(RuntimeError, match="801"):
-        Registered(memoryview(bytes(4096)), SimpleNamespace(), 0)
+        Registered(memoryview(bytes(4096)), 0, lambda: ())
     assert cuda.registered == ([(4096, 8)] if what == "error" else [])
 
 
 def test_without_a_runtime_that_can_be_asked_nothing_is_registered(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registered, "_runtime", lambda: SimpleNamespace())
     with pytest.raises(RuntimeError, match="cannot be asked"):
-        Registered(memoryview(bytes(4096)), SimpleNamespace(), 0)
+        Registered(memoryview(bytes(4096)), 0, lambda: ())
     assert cuda.registered == []
 
 
@@ -89,21 +87,21 @@ def test_without_a_runtime_that_can_be_asked_nothing_is_registered(cuda: Any, mo
 def test_on_a_gpu_a_block_is_given_back_when_its_copy_has_ended() -> None:
     device = torch.device("cuda", 0)
     cuda: Any = torch.cuda  # of which mypy knows no types
-    streams = SimpleNamespace(forward_stream=cuda.Stream(), schedule_stream=cuda.Stream())
+    streams = cuda.Stream(), cuda.Stream()
     back: list[float] = []
     with Arena(2 * NBYTES) as arena:
         values = np.random.default_rng(0).integers(0, 256, NBYTES, dtype=np.uint8)
         block = arena.put("r", values.data)
         reader = ArenaReader(arena.address)
-        made = Registered(reader.mapping, streams, 0)
-        leases = Leases(reader, lambda request: back.append(time.monotonic()), made.fence, relax)
+        made = Registered(reader.mapping, 0, lambda: streams)
+        leases = Leases(reader, 0, lambda returned: back.append(time.monotonic()), made.fence, relax)
         matrix = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
         torch.mm(matrix, matrix)
         torch.cuda.synchronize()
-        with cuda.stream(streams.forward_stream):
+        with cuda.stream(streams[0]):
             for _ in range(BUSY):
                 torch.mm(matrix, matrix)
-            (lent,) = leases.lend(Ticket("r", b"", (Handle(block.offset, block.nonce, (NBYTES,), "uint8"),)))
+            (lent,) = leases.lend("r", [block.handle((NBYTES,), "uint8")])
             tensor = tensor_view(lent, torch.uint8)
             start = time.monotonic()
             copy = tensor.to(device, non_blocking=True)

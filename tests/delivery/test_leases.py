@@ -13,9 +13,9 @@ import torch
 
 from coatcheck.arena import Arena, ArenaReader
 from coatcheck.arena.handle import Handle
+from coatcheck.delivery.leases import Leases
 from coatcheck.errors import HandleStale
 from coatcheck.integrations.sglang.codec import flat, pack, unpack
-from coatcheck.integrations.sglang.leases import Leases
 from coatcheck.integrations.sglang.records import Ticket
 from tests.support.sglang_peer import until
 
@@ -27,7 +27,7 @@ class House:
         self.arena = Arena(1 << 20)
         self.reader = ArenaReader(self.arena.address)
         self.back: list[str] = []
-        self.leases = Leases(self.reader, self.back.append)
+        self.leases = Leases(self.reader, 0, lambda returned: self.back.append(returned.request))
 
     def ticket(self, name: str, *tensors: torch.Tensor) -> Ticket:
         blocks = [self.arena.put(name, flat(tensor).data) for tensor in tensors]
@@ -37,7 +37,7 @@ class House:
         return Ticket(name, pack(list(tensors), tensors, tensors), tuple(handles))
 
     def tensors(self, ticket: Ticket) -> list[torch.Tensor]:
-        made: list[torch.Tensor] = unpack(ticket.body, self.leases.lend(ticket))
+        made: list[torch.Tensor] = unpack(ticket.body, self.leases.lend(ticket.request, ticket.handles))
         return made
 
     def tensor(self, ticket: Ticket) -> torch.Tensor:
@@ -92,12 +92,12 @@ def test_a_copy_does_not_keep_it(house: House) -> None:
 
 def test_it_comes_back_once_whatever_happens(house: House) -> None:
     ticket = house.ticket("copied", torch.ones(4))
-    house.leases.lend(ticket)
+    house.leases.lend(ticket.request, ticket.handles)
     house.until_back("copied")
     (handle,) = ticket.handles
-    stale = Ticket("stale", b"", (handle, Handle(handle.offset, handle.nonce ^ 1, handle.shape, "uint8")))
+    stale = handle, Handle(handle.offset, handle.nonce ^ 1, handle.shape, "uint8")
     with pytest.raises(HandleStale):
-        house.leases.lend(stale)
+        house.leases.lend("stale", stale)
     house.until_back("copied", "stale")
     twice = house.ticket("twice", torch.ones(4))
     first, second = house.tensor(twice), house.tensor(twice)  # two dispatches of one block
@@ -107,7 +107,7 @@ def test_it_comes_back_once_whatever_happens(house: House) -> None:
     house.until_back("copied", "stale", "twice", "twice")
 
 
-def test_a_ticket_comes_back_once_nothing_lies_over_any_of_its_blocks(house: House) -> None:
+def test_a_request_comes_back_once_nothing_lies_over_any_of_its_blocks(house: House) -> None:
     first, second, third = house.tensors(house.ticket("r", torch.ones(4), torch.zeros(5), torch.ones(6)))
     del second
     house.stays()
@@ -188,7 +188,7 @@ def test_what_a_device_may_still_read_is_given_back_when_it_has(house: House) ->
 def test_nothing_is_given_back_without_its_fence(
     house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("coatcheck.integrations.sglang.leases.RETRY_S", 0.05)
+    monkeypatch.setattr("coatcheck.delivery.leases.RETRY_S", 0.05)
     works = threading.Event()
 
     def fence() -> Any:
@@ -205,7 +205,7 @@ def test_nothing_is_given_back_without_its_fence(
 
 
 def test_a_fence_that_cannot_be_looked_at_has_not_passed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coatcheck.integrations.sglang.leases.RETRY_S", 0.02)
+    monkeypatch.setattr("coatcheck.delivery.leases.RETRY_S", 0.02)
     looks: list[int] = []
 
     def fence() -> Any:

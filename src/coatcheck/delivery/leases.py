@@ -1,14 +1,16 @@
-"""A rank's leases: a ticket's blocks are given back when nothing lies over any of them any more, and not before.
+"""A rank's leases: a request's blocks are given back when nothing lies over any of them any more, and not before.
 
-Invariants (``tests/integrations/sglang``):
+A host that knows itself when that is calls ``give_back``; :class:`Leases` finds it out by Python's reference counts.
+
+Invariants (``tests/delivery``):
 
 * Whatever is laid over lent bytes (tensors, arrays, slices, views of them) keeps the loan alive. Python's own reference
   counts end it, on whatever thread drops the last one.
-* Each ticket with blocks is given back exactly once, whether its bytes were lent or could not be.
+* Each request with blocks is given back exactly once, whether its bytes were lent or could not be.
 * Ending a loan runs inside somebody else's deallocation, often on a scheduler's thread: it only appends to a deque, and
   wakes nobody, which would cost more than all the rest. While anything is lent, a thread looks every 10 ms.
 * A copy to a GPU out of lent bytes may outlast them, if the mapping is registered with CUDA. So what is over is given
-  back when its fence has passed, which is put up after it was over (:mod:`coatcheck.integrations.sglang.registered`).
+  back when its fence has passed, which is put up after it was over (:mod:`coatcheck.delivery.registered`).
 """
 
 from __future__ import annotations
@@ -18,15 +20,15 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from coatcheck.arena import ArenaReader
+from coatcheck.arena.handle import Handle
+from coatcheck.delivery.records import Returned
 from coatcheck.errors import ArenaError
-from coatcheck.integrations.sglang.records import Ticket
-from coatcheck.integrations.sglang.registered import Fence
 from coatcheck.process import set_name
 
 log = logging.getLogger(__name__)
@@ -35,15 +37,36 @@ LOOK_S = 0.01  # between looks for what is over
 RETRY_S = 1.0  # between tries to put up a fence
 
 
-class _Loan:
-    """A ticket, and how many of its blocks something may still lie over."""
+Fence = Callable[[], Callable[[], bool]]
+"""Called when a loan is over; what it returns says whether all that may still read the loan's bytes has passed."""
 
-    def __init__(self, ticket: Ticket, left: int) -> None:
-        self.ticket, self.left = ticket, left
+
+def give_back(
+    request: str, rank: int, handles: Sequence[Handle], reader: ArenaReader | None, send: Callable[[Returned], None]
+) -> None:
+    """This rank will never again read what the request's handles point at. To be called once for a request.
+
+    A handle whose block has another's content by now is logged: unless the request failed for it, that is a defect of
+    the arena's owner.
+    """
+    for handle in handles:
+        try:
+            if reader is not None:
+                reader.check(handle)
+        except ArenaError as error:
+            log.error("rank %d: request %s is over, and a block was another's before: %s", rank, request, error)
+    send(Returned(request, rank))
+
+
+class _Loan:
+    """A request's handles, and how many of their blocks something may still lie over."""
+
+    def __init__(self, request: str, handles: Sequence[Handle], left: int) -> None:
+        self.request, self.handles, self.left = request, handles, left
 
 
 class Leases:
-    """Lends what lies in the arena. ``send`` is called on a thread of its own, with each ticket's request, once.
+    """Lends what lies in the arena. ``send`` is called on a thread of its own, once for each request.
 
     ``fence`` is called on that thread, too; None: nothing reads a loan's bytes once it is over. ``begin``: before it.
     """
@@ -51,14 +74,15 @@ class Leases:
     def __init__(
         self,
         reader: ArenaReader,
-        send: Callable[[str], None],
+        rank: int,
+        send: Callable[[Returned], None],
         fence: Fence | None = None,
         begin: Callable[[], None] | None = None,
     ) -> None:
-        self._reader, self._send, self._begin = reader, send, begin
+        self._reader, self._rank, self._send, self._begin = reader, rank, send, begin
         self._fence: Fence = fence or (lambda: lambda: True)
-        self._unfenced = list[Ticket]()  # over, and no fence behind them yet
-        self._fenced: deque[tuple[Callable[[], bool], list[Ticket]]] = deque()  # in the order of their fences
+        self._unfenced = list[_Loan]()  # over, and no fence behind them yet
+        self._fenced: deque[tuple[Callable[[], bool], list[_Loan]]] = deque()  # in the order of their fences
         self._lent: dict[int, tuple[weakref.ref[Any], _Loan]] = {}  # by the reference's id, which is kept alive here
         self._over: deque[weakref.ref[Any] | _Loan] = deque()
         self._some = threading.Event()  # lent or over
@@ -66,20 +90,20 @@ class Leases:
         self._thread = threading.Thread(target=self._give_back, name="coatcheck-returns", daemon=True)
         self._thread.start()
 
-    def lend(self, ticket: Ticket) -> list[memoryview]:
+    def lend(self, request: str, handles: Sequence[Handle]) -> list[memoryview]:
         """The blocks' bytes, read-only, lent until the last thing that lies over any of them is gone.
 
-        Raises HandleInvalid or HandleStale; then the ticket is given back.
+        Raises HandleInvalid or HandleStale; then the request is given back.
         """
-        if not ticket.handles:
+        if not handles:
             return []
         try:
-            views = [self._reader.view(handle) for handle in ticket.handles]
+            views = [self._reader.view(handle) for handle in handles]
         except ArenaError:
-            self._over.append(_Loan(ticket, 1))
+            self._over.append(_Loan(request, handles, 1))
             self._some.set()
             raise
-        loan, lent = _Loan(ticket, len(views)), []
+        loan, lent = _Loan(request, handles, len(views)), []
         for view in views:
             # An array, because slices of a memoryview refer to what exports the memory, not to the memoryview: so the
             # array is what all of them hold.
@@ -128,35 +152,27 @@ class Leases:
             else:
                 self._unfenced = []
         while self._fenced:
-            passed, tickets = self._fenced[0]
+            passed, loans = self._fenced[0]
             try:
                 if not passed():
                     return
             except Exception:  # what a fence cannot tell has not passed: another is put up
                 log.exception("a fence behind what is over could not be looked at; another is put up")
-                self._unfenced += tickets
+                self._unfenced += loans
                 self._fenced.popleft()
                 time.sleep(RETRY_S)
                 return
             self._fenced.popleft()
-            for ticket in tickets:
-                self._return(ticket)
+            for loan in loans:
+                give_back(loan.request, self._rank, loan.handles, self._reader, self._send)
 
-    def _ended(self) -> list[Ticket]:
-        """Tickets of which the last loan is over."""
+    def _ended(self) -> list[_Loan]:
+        """Requests of which the last loan is over."""
         ended = []
         while self._over:
             over = self._over.popleft()
             loan = over if isinstance(over, _Loan) else self._lent.pop(id(over))[1]
             loan.left -= 1
             if loan.left == 0:
-                ended.append(loan.ticket)
+                ended.append(loan)
         return ended
-
-    def _return(self, ticket: Ticket) -> None:
-        try:
-            for handle in ticket.handles:
-                self._reader.check(handle)
-        except ArenaError:
-            log.error("a block of request %s was another's before this rank gave it back", ticket.request)
-        self._send(ticket.request)

@@ -14,8 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from coatcheck.arena import Arena
 from coatcheck.arena.allocator import PAGE
+from coatcheck.arena.queue import ArenaQueue, Reservation, Want
 from coatcheck.errors import ArenaFull, PayloadTooLarge
-from coatcheck.integrations.sglang.room import Place, Room, Want
 
 PAGES = 64
 CONTENTS = [(bytes([index]) * 32, (index + 1) * 3 * PAGE) for index in range(5)]  # digest and bytes
@@ -48,9 +48,9 @@ class Request:
     contents: list[bytes]  # of each want: what it will hold, known or not
     patience_s: float
     asked: float
-    task: asyncio.Task[list[Place]]
+    task: asyncio.Task[list[Reservation]]
     waited: bool = False  # it did not get its room at once
-    got: list[Place] = field(default_factory=list)
+    got: list[Reservation] = field(default_factory=list)
     stored: bool = False
 
     @property
@@ -59,7 +59,7 @@ class Request:
         return sum(want.nbytes for want in self.wants)
 
 
-class RoomMachine(RuleBasedStateMachine):
+class QueueMachine(RuleBasedStateMachine):
     """Requests on an event loop: they ask, wait, leave, store and end."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class RoomMachine(RuleBasedStateMachine):
         self.loop = Loop()
         self.arena = Arena(PAGES * PAGE)
         self.lock = threading.Lock()
-        self.room = Room(self.arena, self.lock)
+        self.queue = ArenaQueue(self.arena, self.lock)
         self.requests: dict[str, Request] = {}  # in the order in which they asked; all that hold or wait
         self.count = 0
         self.step()
@@ -125,8 +125,8 @@ class RoomMachine(RuleBasedStateMachine):
             return
         contents = [CONTENTS[index][0] for index in [*known, *unknown]]
         contents += [f"{name}/{index}".encode() for index in range(len(others))]
-        line = self.room.waiting
-        task = self.loop.create_task(self.room.take(name, wants, patience_s))
+        line = self.queue.waiting
+        task = self.loop.create_task(self.queue.reserve(name, wants, patience_s))
         self.requests[name] = Request(wants, contents, patience_s, self.loop.now, task)
         self.step()
         if line and name in self.requests and task.done():
@@ -179,7 +179,7 @@ class RoomMachine(RuleBasedStateMachine):
         name = self._one(which, waits=False)
         if name is not None:
             with self.lock:
-                self.room.give_up(name, self.requests.pop(name).got)
+                self.queue.cancel(name, self.requests.pop(name).got)
             self.step()
 
     @rule(which=st.integers(0, 20))
@@ -197,7 +197,7 @@ class RoomMachine(RuleBasedStateMachine):
     @invariant()
     def the_line_is_who_waits(self) -> None:
         waiting = [name for name, request in self.requests.items() if not request.task.done()]
-        assert self.room.waiting == len(waiting)
+        assert self.queue.waiting == len(waiting)
 
     @invariant()
     def nothing_is_held_but_by_who_got_it(self) -> None:
@@ -210,7 +210,7 @@ class RoomMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_waits_before_an_empty_arena(self) -> None:
         if not any(request.got for request in self.requests.values()):
-            assert self.room.waiting == 0
+            assert self.queue.waiting == 0
 
     def teardown(self) -> None:
         """Room comes to all who wait, one after the other; then nothing is left."""
@@ -219,7 +219,7 @@ class RoomMachine(RuleBasedStateMachine):
             assert held, "they wait for each other"
             with self.lock:
                 for name in held:
-                    self.room.give_up(name, self.requests.pop(name).got)
+                    self.queue.cancel(name, self.requests.pop(name).got)
             self.step()
         statistics = self.arena.statistics()
         assert statistics.free + statistics.cached == PAGES * PAGE
@@ -227,8 +227,8 @@ class RoomMachine(RuleBasedStateMachine):
         self.arena.close()
 
 
-TestRoom = RoomMachine.TestCase
-TestRoom.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestQueue = QueueMachine.TestCase
+TestQueue.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 @pytest.fixture
@@ -242,16 +242,16 @@ def pages(*counts: int) -> Sequence[Want]:
 
 
 def test_who_stops_waiting_lets_the_next_one_in(arena: Arena) -> None:
-    room = Room(arena, threading.Lock())
+    queue = ArenaQueue(arena, threading.Lock())
 
     async def wait() -> None:
-        await room.take("half", pages(PAGES // 2), 0)
-        large = asyncio.create_task(room.take("large", pages(PAGES), 0.1))
+        await queue.reserve("half", pages(PAGES // 2), 0)
+        large = asyncio.create_task(queue.reserve("large", pages(PAGES), 0.1))
         await asyncio.sleep(0)
-        small = asyncio.create_task(room.take("small", pages(1), 10))
+        small = asyncio.create_task(queue.reserve("small", pages(1), 10))
         await asyncio.sleep(0.02)
         assert not small.done(), "it has overtaken"
-        with pytest.raises(ArenaFull, match="no room within 100 ms"):
+        with pytest.raises(ArenaFull, match=r"no room for \d+ bytes within 0.1 s"):
             await large
         await asyncio.wait_for(small, 1)
 
@@ -260,17 +260,17 @@ def test_who_stops_waiting_lets_the_next_one_in(arena: Arena) -> None:
 
 def test_who_is_cancelled_just_when_room_came_holds_nothing_and_the_next_one_gets_it(arena: Arena) -> None:
     lock = threading.Lock()
-    room = Room(arena, lock)
+    queue = ArenaQueue(arena, lock)
 
     async def wait() -> None:
-        (place,) = await room.take("all", pages(PAGES), 0)
-        leaves = asyncio.create_task(room.take("leaves", pages(PAGES), 10))
+        (place,) = await queue.reserve("all", pages(PAGES), 0)
+        leaves = asyncio.create_task(queue.reserve("leaves", pages(PAGES), 10))
         await asyncio.sleep(0)
-        stays = asyncio.create_task(room.take("stays", pages(PAGES), 10))
+        stays = asyncio.create_task(queue.reserve("stays", pages(PAGES), 10))
         await asyncio.sleep(0)
         with lock:
-            room.give_up("all", [place])
-        assert room.waiting == 1, "the first has it"
+            queue.cancel("all", [place])
+        assert queue.waiting == 1, "the first has it"
         leaves.cancel()
         with pytest.raises(asyncio.CancelledError):
             await leaves
@@ -281,13 +281,13 @@ def test_who_is_cancelled_just_when_room_came_holds_nothing_and_the_next_one_get
 
 
 def test_what_needs_no_block_waits_for_nobody(arena: Arena) -> None:
-    room = Room(arena, threading.Lock())
+    queue = ArenaQueue(arena, threading.Lock())
 
     async def wait() -> None:
-        await room.take("all", pages(PAGES), 0)
-        waits = asyncio.create_task(room.take("waits", pages(1), 0.1))
+        await queue.reserve("all", pages(PAGES), 0)
+        waits = asyncio.create_task(queue.reserve("waits", pages(1), 0.1))
         await asyncio.sleep(0)
-        assert await room.take("none", [], 0) == []
+        assert await queue.reserve("none", [], 0) == []
         with pytest.raises(ArenaFull):
             await waits
 
@@ -296,15 +296,15 @@ def test_what_needs_no_block_waits_for_nobody(arena: Arena) -> None:
 
 def test_who_waits_on_a_loop_that_was_closed_holds_up_nobody(arena: Arena) -> None:
     lock = threading.Lock()
-    room = Room(arena, lock)
+    queue = ArenaQueue(arena, lock)
     gone = asyncio.new_event_loop()
-    gone.run_until_complete(room.take("all", pages(PAGES), 0))
-    left = gone.create_task(room.take("left", pages(PAGES), 10))
+    gone.run_until_complete(queue.reserve("all", pages(PAGES), 0))
+    left = gone.create_task(queue.reserve("left", pages(PAGES), 10))
     gone.run_until_complete(asyncio.sleep(0))
     gone.close()
 
     async def wait() -> None:
-        waits = asyncio.create_task(room.take("waits", pages(PAGES), 10))
+        waits = asyncio.create_task(queue.reserve("waits", pages(PAGES), 10))
         await asyncio.sleep(0)
         with lock:
             for block in [*arena._blocks.values()]:
@@ -318,20 +318,20 @@ def test_who_waits_on_a_loop_that_was_closed_holds_up_nobody(arena: Arena) -> No
 
 def test_once_closed_nobody_waits_any_more(arena: Arena) -> None:
     lock = threading.Lock()
-    room = Room(arena, lock)
+    queue = ArenaQueue(arena, lock)
 
     async def wait() -> None:
-        (place,) = await room.take("all", pages(PAGES), 0)
-        waiting = [asyncio.create_task(room.take(str(index), pages(1), 10)) for index in range(3)]
+        (place,) = await queue.reserve("all", pages(PAGES), 0)
+        waiting = [asyncio.create_task(queue.reserve(str(index), pages(1), 10)) for index in range(3)]
         await asyncio.sleep(0)
         with lock:
-            room.close()
+            queue.close()
         ends = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 1)
         assert all(isinstance(end, ArenaFull) for end in ends)
         with pytest.raises(ArenaFull):
-            await room.take("late", pages(1), 10)
+            await queue.reserve("late", pages(1), 10)
         with lock:
-            room.give_up("all", [place])
+            queue.cancel("all", [place])
         assert arena.statistics().free == PAGES * PAGE
 
     asyncio.run(wait())

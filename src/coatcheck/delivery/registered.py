@@ -6,12 +6,11 @@ Out of pageable memory the driver copies through a buffer of its own while the s
 Invariants:
 
 * A copy may still be under way when the last reference to its source is gone. So a loan that is over is *fenced*: given
-  back only when everything has passed that the scheduler's streams had been told to do by then. SGLang 0.5.23 uploads
-  features on the stream of its forward pass (``mm_schedule._move_items_to_device``, and the models' own
-  ``materialize_multimodal_features``): ``forward_stream``, or ``schedule_stream`` without overlap.
+  back only when everything has passed that the streams which upload had been told to do by then: those that the host
+  names, and the device's default stream.
 * Fences are put up and looked at on a thread of ours. CUDA forbids that, by default, while another thread captures a
   graph, and breaks the capture, which ends a scheduler. So this thread is taken out of that rule; where it cannot be,
-  or SGLang captures graphs of vision towers while it serves, nothing is registered and CUDA is not called at all.
+  nothing is registered and CUDA is not called at all.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +30,16 @@ log = logging.getLogger(__name__)
 _READ_ONLY = 8  # cudaHostRegisterReadOnly, driver_types.h: the mapping is read-only, and others are refused
 _RELAXED = 2  # cudaStreamCaptureModeRelaxed: calls of this thread are not forbidden during another's capture
 
-Fence = Callable[[], Callable[[], bool]]
-"""Called when a loan is over; what it returns says whether all that may still read the loan's bytes has passed."""
-
 
 class Registered:
     """A rank's whole mapping of the arena. ``release`` ends the registration, once nothing is lent."""
 
-    def __init__(self, mapping: memoryview, scheduler: Any, device: int) -> None:
-        """On any thread. ``device``: the scheduler's GPU. Raises RuntimeError if CUDA does not register it."""
-        self._scheduler, self._device = scheduler, device
+    def __init__(self, mapping: memoryview, device: int, streams: Callable[[], Sequence[Any]]) -> None:
+        """On any thread. ``device``: the scheduler's GPU; ``streams``: those that upload, as they are then.
+
+        Raises RuntimeError if CUDA does not register it.
+        """
+        self._streams, self._device = streams, device
         self._runtime: Any = torch.cuda
         torch.cuda.set_device(device)  # this thread's
         relax()
@@ -52,10 +51,8 @@ class Registered:
         log.debug("CUDA registered %d MiB in %.1f s", mapping.nbytes >> 20, time.monotonic() - start)
 
     def fence(self) -> Callable[[], bool]:
-        """See ``Fence``. On a thread that is ``relax``ed."""
-        scheduler = self._scheduler
-        streams = (scheduler.forward_stream, scheduler.schedule_stream, torch.cuda.default_stream(self._device))
-        events = [stream.record_event() for stream in streams]
+        """See :data:`coatcheck.delivery.leases.Fence`. On a thread that is ``relax``ed."""
+        events = [stream.record_event() for stream in (*self._streams(), torch.cuda.default_stream(self._device))]
         return lambda: all(event.query() for event in events)
 
     def release(self) -> None:

@@ -1,0 +1,53 @@
+"""The core without the engine: a host of its own runs intake and arena alone."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from coatcheck.errors import BadRequest, PayloadTooLarge
+from coatcheck.intake.config import PoolConfig
+from coatcheck.pixels import PixelTable, image_processor
+from tests.support.front_end import encoded
+from tests.support.toy_host import READERS, ToyHost
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]  # workers import torch and transformers, on shared cores
+
+PICTURES = [encoded(Image.effect_noise((90 + 30 * at, 120), 60).convert("RGB")) for at in range(6)]
+
+
+async def test_encoded_images_become_pixels_on_every_reader_and_every_block_comes_back(model_dir: Path) -> None:
+    processor = image_processor(model_dir)
+    table = PixelTable.of(processor)
+    async with ToyHost(model_dir, 1 << 20, PoolConfig(workers=1)) as host:
+        answers = await asyncio.gather(*(host.read(f"request {at}", *PICTURES[at:]) for at in range(len(PICTURES))))
+        for at, (items, seen) in enumerate(answers):
+            assert len(items) == len(PICTURES) - at
+            assert [len(pixels) for pixels in seen] == [len(items)] * READERS
+            for number, item in enumerate(items):
+                with Image.open(io.BytesIO(PICTURES[at + number])) as image:
+                    expected = processor(images=[image.convert("RGB")], return_tensors="np")["pixel_values"]
+                for reader in seen:
+                    compact = torch.from_numpy(reader[number])
+                    np.testing.assert_array_equal(table.widen(compact).numpy(), expected)
+                assert item.digest == answers[0][0][at + number].digest
+        statistics = host.arena.statistics()
+        assert (statistics.reserved, statistics.in_use, statistics.quarantined) == (0, 0, 0)
+        assert statistics.hits > 0, "equal pictures were decoded again"
+
+
+async def test_its_errors_name_no_transport(model_dir: Path) -> None:
+    async with ToyHost(model_dir, 64 << 10, PoolConfig(workers=1)) as host:
+        with pytest.raises(BadRequest) as refused:
+            await host.read("a", PICTURES[0], b"no picture")
+        assert (refused.value.param, refused.value.code) == ("image 1", "invalid_image")
+        with pytest.raises(PayloadTooLarge):
+            await host.read("b", encoded(Image.new("RGB", (500, 500))))
+        statistics = host.arena.statistics()
+        assert (statistics.reserved, statistics.in_use, statistics.quarantined) == (0, 0, 0)
