@@ -1,4 +1,4 @@
-"""Which folder may import which, and which process imports what: a core that knows no host, and two hosts."""
+"""Which folder may import which, and which process imports what: a core, and two programs that use it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import coatcheck
 PACKAGE = Path(coatcheck.__file__).parent
 
 BASICS = ("errors", "wire", "sockets", "process", "pixels", "tensor_view", "stopwatch", "findings")
-HOST = (*BASICS, "arena", "delivery.records", "engine.records", "engine.model_files")
+ENGINE = (*BASICS, "arena", "delivery.records", "engine.records", "engine.model_files")
 # What a folder may import of coatcheck, beside itself. Longest prefix counts; a name stands for all below it.
 ALLOWED = {
     "arena": ("errors", "wire", "process"),
     "intake": (*BASICS, "arena"),
     "delivery": (*BASICS, "arena"),
-    "engine/model": (*HOST, "intake.records", "engine.strategies"),
-    "engine/strategies": (*HOST, "intake.records"),
-    "engine/ranks": (*HOST, "intake.records", "delivery", "engine.strategies", "engine.model"),
-    "engine/chat": (*HOST, "intake", "engine.http.config"),
-    "engine/http": (*HOST, "intake", "engine.strategies.table"),  # of strategies the names
+    "engine/model": (*ENGINE, "intake.records", "engine.strategies"),
+    "engine/strategies": (*ENGINE, "intake.records"),
+    "engine/ranks": (*ENGINE, "intake.records", "delivery", "engine.strategies", "engine.model"),
+    "engine/chat": (*ENGINE, "intake", "engine.http.config"),
+    "engine/http": (*ENGINE, "intake", "engine.strategies.table"),  # of strategies the names
     "engine/launcher": (*BASICS, "arena", "engine"),
     "integrations": (*BASICS, "arena", "intake", "delivery"),
     "doctor": (*BASICS, "arena", "integrations"),

@@ -1,6 +1,6 @@
 """A rank's leases: a request's blocks are given back when nothing lies over any of them any more, and not before.
 
-A host that knows itself when that is calls ``give_back``; :class:`Leases` finds it out by Python's reference counts.
+A program that knows itself when that is calls ``give_back``; :class:`Leases` finds it out by Python's reference counts.
 
 Invariants (``tests/delivery``):
 

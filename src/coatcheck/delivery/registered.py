@@ -6,7 +6,7 @@ Out of pageable memory the driver copies through a buffer of its own while the s
 Invariants:
 
 * A copy may still be under way when the last reference to its source is gone. So a loan that is over is *fenced*: given
-  back only when everything has passed that the streams which upload had been told to do by then: those that the host
+  back only when everything has passed that the streams which upload had been told to do by then: those that the program
   names, and the device's default stream.
 * Fences are put up and looked at on a thread of ours. CUDA forbids that, by default, while another thread captures a
   graph, and breaks the capture, which ends a scheduler. So this thread is taken out of that rule; where it cannot be,

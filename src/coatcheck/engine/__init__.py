@@ -1,1 +1,1 @@
-"""The reference engine, one of two hosts of the core: an OpenAI-compatible server on a tensor-parallel group."""
+"""The reference engine, one of two programs on the core: an OpenAI-compatible server on a tensor-parallel group."""

@@ -1,13 +1,13 @@
 """The intake: an encoded image or video becomes a payload in the arena.
 
-In the host's process, on its event loop: ``pool`` and ``placement``. In worker processes: ``worker``, ``writer`` and
+In the program's process, on its event loop: ``pool`` and ``placement``. In worker processes: ``worker``, ``writer`` and
 ``media``, the only folder that decodes (Pillow, PyAV, transformers).
 
 A payload's way, five hops in three files::
 
     media.processor.MediaProcessor.open   the header tells its size           (worker)
     writer.PayloadWriter.reserve          asks where it goes                  (worker)
-    placement.Placement.grant             beside the answer, or a block       (host)
+    placement.Placement.grant             beside the answer, or a block       (program)
     writer.PayloadWriter.write            decoded, and written there          (worker)
-    placement.Placement.commit            the block is complete: its handle   (host)
+    placement.Placement.commit            the block is complete: its handle   (program)
 """

@@ -1,4 +1,4 @@
-"""Limits and options of the intake. A host's own configuration takes them over: each default stands here only."""
+"""Limits and options of the intake. The configuration of a program takes them over: each default stands here only."""
 
 from __future__ import annotations
 

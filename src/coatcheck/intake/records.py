@@ -45,7 +45,7 @@ class Item(Record, frozen=True):
 
 
 class Job(Record, frozen=True):
-    """Pool -> worker. Frame 0: the body, which the host's handler understands."""
+    """Pool -> worker. Frame 0: the body, which the program's handler understands."""
 
     job: int
     form: PixelForm = "float32"  # of the payloads

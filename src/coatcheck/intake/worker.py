@@ -3,7 +3,7 @@
 :class:`coatcheck.intake.pool.WorkerPool` starts it with the arguments ADDRESS, IDENTITY, ARENA, HANDLER, CONFIG. It
 leaves when its standard input ends, and dies with its parent. Its state is worthless: killing it costs the job at hand.
 
-What a job's body means is the host's matter: HANDLER names the class that handles it.
+What a job's body means is the program's matter: HANDLER names the class that handles it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ log = logging.getLogger("coatcheck.worker")
 
 
 class Handler(Protocol):
-    """The host's part in a worker, made there as ``HANDLER(config)`` with the pool's ``handler_config``."""
+    """The program's part in a worker, made there as ``HANDLER(config)`` with the pool's ``handler_config``."""
 
     def handle(self, body: memoryview, writer: PayloadWriter) -> tuple[tuple[Item, ...], bytes]:
-        """The body's items, their payloads written by ``writer``; and what else the host wants to know, encoded.
+        """The body's items, their payloads written by ``writer``; and what else the program wants to know, encoded.
 
         Raises BadRequest if the body is at fault; NoRoom comes from the writer.
         """

@@ -1,4 +1,4 @@
-"""The core's own handler: media in, items out, no prompt, no model. For hosts that know their clients."""
+"""The core's own handler: media in, items out, no prompt, no model. For programs that know their clients."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class MediaConfig(msgspec.Struct, frozen=True):
 
 
 class MediaHandler:
-    """A :class:`coatcheck.intake.worker.Handler`. Its items start at 0 each: the host has the prompt."""
+    """A :class:`coatcheck.intake.worker.Handler`. Its items start at 0 each: the program has the prompt."""
 
     def __init__(self, config_json: str) -> None:
         """Raises ConfigError if the model directory has no usable image processor."""

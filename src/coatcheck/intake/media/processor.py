@@ -147,7 +147,7 @@ class Medium:
     def item(self, slot: Slot | Stored | None, form: PixelForm, writer: PayloadWriter) -> Item:
         """Decodes, processes and writes it, unless it is there already. Raises BadRequest. Once: it is closed then.
 
-        The item's place in the prompt (``start``) is the host's to fill in.
+        The item's place in the prompt (``start``) is for the caller to fill in.
         """
         if isinstance(slot, Stored):
             return slot.item

@@ -1,4 +1,4 @@
-"""Where an image or a video is to be had, as a host has it from its client."""
+"""Where an image or a video is to be had, as a program has it from its client."""
 
 from __future__ import annotations
 

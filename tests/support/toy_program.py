@@ -1,6 +1,6 @@
-"""A host of the core in one page: no HTTP, no model, no tensor-parallel group. Encoded images in, pixels on readers.
+"""A program that uses the core, in one page: encoded images in, pixels on readers; no HTTP, no model, no group.
 
-What a real host adds is around this: who asks, what for, and a model behind the readers.
+What a real program adds is around this: who asks, what for, and a model behind the readers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from coatcheck.intake.records import Item
 READERS = 2
 
 
-class ToyHost(AbstractAsyncContextManager["ToyHost"]):
+class ToyProgram(AbstractAsyncContextManager["ToyProgram"]):
     """``read`` is all that it does. Its readers are threads; each maps the arena for itself, as a rank would."""
 
     def __init__(self, model_dir: Path, arena_bytes: int, pool: PoolConfig) -> None:
@@ -37,7 +37,7 @@ class ToyHost(AbstractAsyncContextManager["ToyHost"]):
         self.pool = WorkerPool(pool, HANDLER, config, arena=self.arena, queue=queue)
         self._readers = [ArenaReader(self.arena.address) for _ in range(READERS)]
 
-    async def __aenter__(self) -> ToyHost:
+    async def __aenter__(self) -> ToyProgram:
         await self.pool.start()
         return self
 

@@ -1,4 +1,4 @@
-"""The core without the engine: a host of its own runs intake and arena alone."""
+"""The core without the engine: a program of its own runs intake and arena alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from coatcheck.errors import BadRequest, PayloadTooLarge
 from coatcheck.intake.config import PoolConfig
 from coatcheck.pixels import PixelTable, image_processor
 from tests.support.front_end import encoded
-from tests.support.toy_host import READERS, ToyHost
+from tests.support.toy_program import READERS, ToyProgram
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]  # workers import torch and transformers, on shared cores
 
@@ -25,8 +25,8 @@ PICTURES = [encoded(Image.effect_noise((90 + 30 * at, 120), 60).convert("RGB")) 
 async def test_encoded_images_become_pixels_on_every_reader_and_every_block_comes_back(model_dir: Path) -> None:
     processor = image_processor(model_dir)
     table = PixelTable.of(processor)
-    async with ToyHost(model_dir, 1 << 20, PoolConfig(workers=1)) as host:
-        answers = await asyncio.gather(*(host.read(f"request {at}", *PICTURES[at:]) for at in range(len(PICTURES))))
+    async with ToyProgram(model_dir, 1 << 20, PoolConfig(workers=1)) as program:
+        answers = await asyncio.gather(*(program.read(f"request {at}", *PICTURES[at:]) for at in range(len(PICTURES))))
         for at, (items, seen) in enumerate(answers):
             assert len(items) == len(PICTURES) - at
             assert [len(pixels) for pixels in seen] == [len(items)] * READERS
@@ -37,17 +37,17 @@ async def test_encoded_images_become_pixels_on_every_reader_and_every_block_come
                     compact = torch.from_numpy(reader[number])
                     np.testing.assert_array_equal(table.widen(compact).numpy(), expected)
                 assert item.digest == answers[0][0][at + number].digest
-        statistics = host.arena.statistics()
+        statistics = program.arena.statistics()
         assert (statistics.reserved, statistics.in_use, statistics.quarantined) == (0, 0, 0)
         assert statistics.hits > 0, "equal pictures were decoded again"
 
 
 async def test_its_errors_name_no_transport(model_dir: Path) -> None:
-    async with ToyHost(model_dir, 64 << 10, PoolConfig(workers=1)) as host:
+    async with ToyProgram(model_dir, 64 << 10, PoolConfig(workers=1)) as program:
         with pytest.raises(BadRequest) as refused:
-            await host.read("a", PICTURES[0], b"no picture")
+            await program.read("a", PICTURES[0], b"no picture")
         assert (refused.value.param, refused.value.code) == ("image 1", "invalid_image")
         with pytest.raises(PayloadTooLarge):
-            await host.read("b", encoded(Image.new("RGB", (500, 500))))
-        statistics = host.arena.statistics()
+            await program.read("b", encoded(Image.new("RGB", (500, 500))))
+        statistics = program.arena.statistics()
         assert (statistics.reserved, statistics.in_use, statistics.quarantined) == (0, 0, 0)
