@@ -18,6 +18,8 @@ from coatcheck.frontend.config import FrontendConfig
 from coatcheck.ranks.config import RankConfig
 from coatcheck.ranks.settings import RankSettings
 
+pytestmark = pytest.mark.processes
+
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
