@@ -18,7 +18,7 @@ test: check
 	$(BIN)/pytest -m 'not slow and not serial' $(PARALLEL)
 	$(BIN)/pytest -m 'not slow and serial'
 
-# Without what starts ranks, servers or benchmarks.
+# Without what starts ranks, workers, servers or commands.
 test-fast: $(VENV)/installed
 	$(BIN)/pytest -m 'not slow and not serial and not processes' $(PARALLEL)
 

@@ -16,7 +16,7 @@ from coatcheck.engine.model.config import DEFAULT_MODEL
 from tests.support.engine import Engine
 from tests.support.workload import Workload
 
-STARTS = {"engine", "engines"}  # fixtures that start ranks
+STARTS = {"engine", "engines", "running", "server"}  # fixtures that start ranks, workers or a server
 DEV_SHM = {
     "test_handoff.py",
     "test_leftovers.py",
@@ -27,7 +27,7 @@ DEV_SHM = {
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # marks before pytest selects by them, the order after it
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, None, None]:
-    """Marks what starts ranks by a fixture. In a process of pytest-xdist such tests come first: they take longest."""
+    """Marks what starts processes by a fixture. In a process of pytest-xdist such tests come first: they take longest."""
     for item in items:
         if STARTS & set(getattr(item, "fixturenames", ())):
             item.add_marker("processes")

@@ -18,6 +18,8 @@ from coatcheck.engine.ranks.config import RankConfig
 from coatcheck.engine.ranks.settings import RankSettings
 from coatcheck.errors import ConfigError
 
+pytestmark = pytest.mark.processes
+
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
