@@ -207,7 +207,7 @@ def with_tables(text: str, runs: Mapping[str, HandoffReport]) -> str:
     """The document with its tables made anew."""
     made_of = {"same": same_picture_table(runs), "goals": goal_table(runs), "orderings": ordering_table(runs)}
     for name, made in made_of.items():
-        text = replaced(text, name, made, "handoff")
+        text = replaced(text, name, made, "handoff_document")
     return text
 
 

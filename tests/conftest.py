@@ -27,7 +27,7 @@ DEV_SHM = {
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # marks before pytest selects by them, the order after it
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, None, None]:
-    """Marks what starts processes by a fixture. In a process of pytest-xdist such tests come first: they take longest."""
+    """Marks what starts processes by a fixture. In a process of pytest-xdist it comes first, since it takes longest."""
     for item in items:
         if STARTS & set(getattr(item, "fixturenames", ())):
             item.add_marker("processes")

@@ -156,6 +156,7 @@ class Slow:
         """Nothing."""
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("blocks", [True, False])
 def test_a_blocked_event_loop_is_seen_and_a_waiting_one_is_none(blocks: bool, tmp_path: Path) -> None:
     image = tmp_path / "image"

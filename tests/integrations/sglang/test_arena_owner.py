@@ -338,6 +338,7 @@ def test_equal_tensors_of_one_request_are_one_block(house: House) -> None:
 # ---------------------------------------------------------------------- room
 
 
+@pytest.mark.serial
 def test_a_full_arena_hashes_and_packs_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     house.fill()
     hashes, package = Hashes(monkeypatch), Package(picture())

@@ -150,7 +150,7 @@ if sys.argv[2] == "front":
     metrics = FrontMetrics()
     metrics.went("carried")
     metrics.went("carried")
-    metrics.arena(front.ArenaOwner(1 << 20, [], Pace(0.0)).statistics(), 2, True)
+    metrics.arena(arena_owner.ArenaOwner(1 << 20, [], Pace(0.0)).statistics(), 2, True)
     os._exit(0)  # as a server that is killed: what was measured has been written
 metrics = rank_metrics(True, int(sys.argv[2]))
 for _ in range(2):
