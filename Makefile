@@ -44,11 +44,11 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml default_model/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "coatcheck needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet -e '.[bench]' --group test --group docs
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet -e ./default_model -e '.[bench]' --group test --group docs
 	touch $@
 
 # What 'python -m benchmarks.handoff' compares with: an environment for each peer, 10 GB together; see peers/README.md.

@@ -23,7 +23,7 @@ from training.checkpoint import load_model
 from training.questions import KINDS, NO_IMAGE, Question, ask, ask_about_many, ask_any, chat
 from training.scenes import MAX_SIDE, MIN_SIDE, make_scene, random_size
 
-DEFAULT_MODEL = Path(__file__).parent.parent / "src" / "coatcheck" / "default_model"
+DEFAULT_MODEL = Path(__file__).parents[1] / "default_model" / "coatcheck_default_model"
 # Groups of the longer side, in pixels: (lowest, highest).
 BUCKETS: tuple[tuple[int, int], ...] = ((112, 195), (196, 279), (280, 363), (364, 448))
 LARGE_BUCKETS: tuple[tuple[int, int], ...] = ((560, 760), (761, 1024))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
 from benchmarks.gpu import model, plan
 from benchmarks.gpu.contenders import CONTENDERS, cpu, cuda
 from benchmarks.gpu.servers import Fleet
+from coatcheck.engine.model.config import DEFAULT_MODEL
 from coatcheck.errors import ConfigError
 
 HERE = Path(__file__).parent
@@ -83,7 +83,7 @@ def _chosen(parsed: argparse.Namespace) -> plan.Plan:
 
 
 def _model(parsed: argparse.Namespace) -> int:
-    model.write(Path(str(files("coatcheck") / "default_model")), parsed.directory, parsed.size)
+    model.write(DEFAULT_MODEL, parsed.directory, parsed.size)
     return 0
 
 
@@ -106,10 +106,9 @@ def _run(parsed: argparse.Namespace) -> int:
         spy.check()
         if parsed.spy_cell:
             chosen.cell(parsed.spy_cell)
-    default_model = Path(str(files("coatcheck") / "default_model"))
-    directory = parsed.model or (default_model if parsed.cpu else parsed.state / "model-7b")
+    directory = parsed.model or (DEFAULT_MODEL if parsed.cpu else parsed.state / "model-7b")
     if not (directory / "config.json").exists():
-        model.write(default_model, directory, "7b")
+        model.write(DEFAULT_MODEL, directory, "7b")
     signal.signal(signal.SIGTERM, _ended)  # so that what has to be done at the end is done
     Runner(
         Settings(

@@ -44,7 +44,7 @@ CONTEXT = 32768
 
 
 def write(source: Path, target: Path, size: str) -> None:
-    """``source``: coatcheck/default_model. ``target`` is made. Raises ConfigError for an unknown size."""
+    """``source``: the default model's directory. ``target`` is made. Raises ConfigError for an unknown size."""
     if size not in SIZES:
         raise ConfigError(f"--size {size}: allowed are {', '.join(SIZES)}")
     target.mkdir(parents=True, exist_ok=True)

@@ -7,12 +7,13 @@ set -euo pipefail
 out=$(realpath -m "${1:?OUT}"); what=${2:-all}
 root=$(cd "$(dirname "$0")/../.." && pwd); work=$(mktemp -d); trap 'rm -rf "$work"' EXIT; mkdir -p "$out"
 
-code() {  # this checkout: the package without the default model's weights, the benchmarks, the plugin's entry point
+code() {  # this checkout: the package, the default model without its weights, the benchmarks, the plugin's entry point
   local site=$work/code/site version commit
   version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/pyproject.toml" | head -1)
   commit=$(git -C "$root" describe --always --dirty=+ --abbrev=10 --exclude='*' 2>/dev/null || true)
   mkdir -p "$site"
-  tar -C "$root/src" --exclude=__pycache__ --exclude='*.safetensors' -cf - coatcheck | tar -C "$site" -xf -
+  tar -C "$root/src" --exclude=__pycache__ -cf - coatcheck | tar -C "$site" -xf -
+  tar -C "$root/default_model" --exclude=__pycache__ --exclude='*.safetensors' -cf - coatcheck_default_model | tar -C "$site" -xf -
   tar -C "$root" --exclude=__pycache__ -cf - benchmarks | tar -C "$site" -xf -
   mkdir "$site/coatcheck-$version.dist-info"
   printf 'Metadata-Version: 2.1\nName: coatcheck\nVersion: %s\n' "$version" > "$site/coatcheck-$version.dist-info/METADATA"

@@ -14,6 +14,7 @@ from training.questions import CHAT
 pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("ignore")]
 FILES = {
     "README.md",
+    "__init__.py",
     "chat_template.jinja",
     "config.json",
     "generation_config.json",

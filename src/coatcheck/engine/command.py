@@ -18,7 +18,7 @@ from coatcheck.intake.config import MEBI
 
 # Of the model's side, as every command that starts an engine takes them.
 Tp = Annotated[int, typer.Option(help="Ranks of the tensor-parallel group.")]
-Model = Annotated[Path, typer.Option(help="Directory of a Qwen2.5-VL checkpoint (default: the model in the package).")]
+Model = Annotated[Path, typer.Option(help="Directory of a Qwen2.5-VL checkpoint (default: coatcheck-default-model's).")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 MaxRunning = Annotated[int, typer.Option(help="Requests that run at once.")]

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from benchmarks.gpu import bound, model
+from coatcheck.engine.model.config import DEFAULT_MODEL
 from coatcheck.errors import ConfigError
-
-SOURCE = Path(str(files("coatcheck") / "default_model"))
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("model")
-    model.write(SOURCE, target, "7b")
+    model.write(DEFAULT_MODEL, target, "7b")
     return target
 
 
 def test_a_directory_without_weights(directory: Path) -> None:
     config = json.loads((directory / "config.json").read_text())
-    assert (directory / "tokenizer.json").read_bytes() == (SOURCE / "tokenizer.json").read_bytes()
+    assert (directory / "tokenizer.json").read_bytes() == (DEFAULT_MODEL / "tokenizer.json").read_bytes()
     assert not list(directory.glob("*.safetensors"))
     assert config["text_config"]["hidden_size"] == config["vision_config"]["out_hidden_size"] == 3584
     assert sum(config["text_config"]["rope_scaling"]["mrope_section"]) == 64  # half of a head
@@ -31,7 +29,7 @@ def test_a_directory_without_weights(directory: Path) -> None:
 
 def test_an_unknown_size(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="allowed are 7b, tiny"):
-        model.write(SOURCE, tmp_path, "8b")
+        model.write(DEFAULT_MODEL, tmp_path, "8b")
 
 
 @pytest.mark.parametrize(("side", "patches"), [(1024, 74 * 74), (448, 32 * 32), (10, 4)])

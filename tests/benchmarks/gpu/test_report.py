@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from benchmarks.gpu.plot import overview
 from benchmarks.gpu.report import DATA, DOCUMENT, bounds, measured, processes, ratios, read, tables, with_tables
 from coatcheck.bench.serve.result import Report
 from coatcheck.bench.support.files import write_json
+from coatcheck.engine.model.config import DEFAULT_MODEL
 from tests.benchmarks.gpu.conftest import MakeRun
 
 Make = Callable[..., Report]
@@ -63,7 +63,7 @@ def test_ratios_name_the_best_installed_and_the_goals_missed(run: MakeRun, repor
 def test_the_oracle_is_one_only_if_it_computes_what_the_others_do(
     run: MakeRun, report: Make, tmp_path: Path, tokens: float, patches: int, same: str
 ) -> None:
-    model.write(Path(str(files("coatcheck") / "default_model")), tmp_path, "7b")
+    model.write(DEFAULT_MODEL, tmp_path, "7b")
     counted = {
         "sglang:uncached_prompt_tokens_histogram_sum": 10 * tokens,
         "coatcheck_bench_resident_patches_total": float(patches),

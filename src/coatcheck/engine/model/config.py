@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from coatcheck.errors import ConfigError
 
-DEFAULT_MODEL = Path(__file__).parents[2] / "default_model"
+
+def _default_model() -> Path:
+    """The directory of coatcheck-default-model: in the checkout, if this is one, else as installed.
+
+    Where it is neither, a directory that does not exist: whoever names a model of their own does without it.
+    """
+    package = "coatcheck_default_model"
+    in_checkout = Path(__file__).parents[4] / "default_model" / package
+    if in_checkout.is_dir():
+        return in_checkout
+    found = find_spec(package)  # looks for it, imports nothing
+    return Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else in_checkout
+
+
+DEFAULT_MODEL = _default_model()
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -30,6 +45,11 @@ class EngineConfig:
     step_ms: float = 0.0  # the null runner's sleep
 
     def __post_init__(self) -> None:
+        if self.model == DEFAULT_MODEL and not DEFAULT_MODEL.is_dir():
+            raise ConfigError(
+                "--model: the default model is not installed; pip install coatcheck-default-model, "
+                "or give the directory of a Qwen2.5-VL checkpoint"
+            )
         for name, allowed in (("device", DEVICES), ("dtype", DTYPES), ("runner", RUNNERS)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"--{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")

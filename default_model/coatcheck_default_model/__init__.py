@@ -1,0 +1,1 @@
+"""This directory is a checkpoint in Hugging Face format; ``training/`` in coatcheck's repository makes it."""
