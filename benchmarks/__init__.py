@@ -1,1 +1,1 @@
-"""Measurements of the whole server, run by hand: ``python -m benchmarks.NAME --help``."""
+"""Measurements and checks, run by hand: ``python -m benchmarks.ROOM.NAME --help``; README.md lists them."""

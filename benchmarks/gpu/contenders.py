@@ -103,7 +103,7 @@ def cuda(tp: int, kv_tokens: int) -> Base:
 
 def cpu(tp: int) -> Base:
     """SGLang's CPU build from ``make test-sglang``, to try the benchmark itself; its figures mean nothing."""
-    from benchmarks.sglang_server import CPU_ENVIRONMENT, CPU_OPTIONS, PEERS, binding
+    from benchmarks.sglang.server import CPU_ENVIRONMENT, CPU_OPTIONS, PEERS, binding
 
     return Base(
         python=str(PEERS / "sglang/bin/python"),

@@ -30,7 +30,7 @@ from benchmarks.gpu.figures import (
     spread,
 )
 from benchmarks.gpu.plan import BASE
-from benchmarks.schemes_report import ROOT, replaced
+from benchmarks.support.documents import ROOT, replaced
 from coatcheck.bench.serve.result import Report, Run
 from coatcheck.bench.support.cells import NONE, number
 from coatcheck.bench.support.files import read_json

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from benchmarks.fragmentation import failing
+from benchmarks.micro.fragmentation import failing
 from coatcheck.arena.allocator import PAGE, Allocator, pages
 
 SPACE = 64 * PAGE

@@ -13,8 +13,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.sglang_questions import Answers, Client, ask_one_by_one, questions
-from benchmarks.sglang_server import PEERS, SglangServer
+from benchmarks.sglang.questions import Answers, Client, ask_one_by_one, questions
+from benchmarks.sglang.server import PEERS, SglangServer
 
 # By name: whether it has the plugin.
 SERVERS = {"without": False, "with": True}

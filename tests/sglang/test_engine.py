@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.sglang_server import CPU_ENVIRONMENT, PEERS, binding
+from benchmarks.sglang.server import CPU_ENVIRONMENT, PEERS, binding
 from training.evaluate import DEFAULT_MODEL
 
 ROOT = Path(__file__).parents[2]

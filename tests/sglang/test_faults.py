@@ -22,9 +22,9 @@ import httpx
 import psutil
 import pytest
 
-from benchmarks.presence import FILES, Presence, left, look
-from benchmarks.sglang_questions import Client
-from benchmarks.sglang_server import SglangServer
+from benchmarks.sglang.questions import Client
+from benchmarks.sglang.server import SglangServer
+from benchmarks.support.presence import FILES, Presence, left, look
 from coatcheck.integrations.sglang.arena_owner import READY_TIMEOUT_S
 from coatcheck.integrations.sglang.targets import CALLED, HOOKED, RECORDS, USED
 from tests.sglang.conftest import Page, Servers, until_idle

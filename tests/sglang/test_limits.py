@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.sglang_questions import Client
-from benchmarks.sglang_server import SglangServer
+from benchmarks.sglang.questions import Client
+from benchmarks.sglang.server import SglangServer
 from tests.sglang.conftest import Servers
 from tests.support.memory_limit import Limited, NoControlGroup, memory_limit
 from training.evaluate import held_out, held_out_form

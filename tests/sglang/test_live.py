@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.questions import ask, client
-from benchmarks.sglang_questions import Client, questions
-from benchmarks.sglang_server import SglangServer
+from benchmarks.sglang.questions import Client, questions
+from benchmarks.sglang.server import SglangServer
+from benchmarks.support.questions import ask, client
 from tests.sglang.conftest import END_S, SERVERS, Servers, until_idle
 from training.evaluate import BUCKETS, Sample, held_out, held_out_form
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.sglang_questions import Client
-from benchmarks.sglang_server import SglangServer
+from benchmarks.sglang.questions import Client
+from benchmarks.sglang.server import SglangServer
 from tests.sglang.conftest import SERVERS, Page
 from training.evaluate import held_out
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.sglang_server import CPU_OPTIONS
+from benchmarks.sglang.server import CPU_OPTIONS
 
 OPEN_S, GONE_S = 60.0, 15.0
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.leftovers import run
-from benchmarks.presence import FILES, KINDS, left, look
+from benchmarks.checks.leftovers import run
+from benchmarks.support.presence import FILES, KINDS, left, look
 from training.evaluate import LARGE_BUCKETS, held_out
 
 pytestmark = pytest.mark.processes

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.questions import ask_all
+from benchmarks.support.questions import ask_all
 from coatcheck.bench.support.server import ServerProcess
 from training.evaluate import held_out
 

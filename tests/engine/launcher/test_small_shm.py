@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.small_shm import MISSING, SIZE, SMALL, answer, refusal, shared_memory, within
+from benchmarks.checks.small_shm import MISSING, SIZE, SMALL, answer, refusal, shared_memory, within
 from coatcheck.bench.support.server import ServerProcess
 from coatcheck.engine.strategies.table import STRATEGIES
 from training.evaluate import LARGE_BUCKETS, held_out

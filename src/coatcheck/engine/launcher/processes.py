@@ -39,7 +39,8 @@ class RankProcesses:
             }
             environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
             # OpenMP threads that spin while they wait cost a shared machine dear: with one other busy process on two
-            # cores, one rank served 8 requests/s spinning and 18 to 21 passive (benchmarks.ranks_agree --ranks 1).
+            # cores, one rank served 8 requests/s spinning and 18 to 21 passive
+            # (benchmarks.checks.ranks_agree --ranks 1).
             environment.setdefault("OMP_WAIT_POLICY", "passive")
             for name in ("TORCHELASTIC_RUN_ID", STORE_FD):
                 environment.pop(name, None)

@@ -8,7 +8,7 @@ Invariants (model in ``tests/ranks/test_lane_model.py``):
   Cancelling drops its result.
 * A job without a collective is skipped if nobody waits for its result any more.
 * One thread: two could start two collectives of one process group in different order on different ranks. (The notes'
-  scheme 1 has a pool of two; ``tests/ranks/test_two_threads.py`` shows what that does.)
+  scheme 1 has a pool of two; ``benchmarks/micro/lane_threads.py`` shows what that does.)
 * The step loop never waits for the lane. Results are kept and reported by the lane's thread.
 
 Collectives inside jobs are bounded by the process group's timeout. What a job raises is its own to handle; an

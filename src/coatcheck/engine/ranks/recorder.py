@@ -12,7 +12,7 @@
 So the stalls of all requests add up to the scheduler's time lost to inputs. What the lane does is no stall; what it
 costs the scheduler through the interpreter lock shows in the time of steps and between tokens.
 
-Recording costs under 1 % of a step: ``python -m benchmarks.recording``.
+Recording costs under 1 % of a step: ``python -m benchmarks.micro.recording``.
 """
 
 from __future__ import annotations

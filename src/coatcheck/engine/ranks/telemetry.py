@@ -17,7 +17,7 @@ from coatcheck.wire import send
 
 log = logging.getLogger(__name__)
 
-INTERVAL_S = 1.0  # a snapshot of four strategies takes a few milliseconds: benchmarks.recording
+INTERVAL_S = 1.0  # a snapshot of four strategies takes a few milliseconds: benchmarks.micro.recording
 CLOSE_S = 2.0
 LINGER_MS = 500  # for the last snapshot; the front end may be gone
 

@@ -6,7 +6,7 @@ sets after it has loaded its plugins. So it is imported here when metrics are ma
 
 Writing one observation takes 4 us: a scheduler's thread leaves that to another, which writes once a second.
 
-Costs: ``python -m benchmarks.sglang_recording``.
+Costs: ``python -m benchmarks.micro.plugin_recording``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""What one piece costs, by itself."""

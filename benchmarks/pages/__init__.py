@@ -1,0 +1,1 @@
+"""Documents whose tables are made from measurements: ``measure`` and ``write``."""

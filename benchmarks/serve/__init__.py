@@ -1,0 +1,1 @@
+"""``coatcheck bench serve`` itself: beside other clients, and its own limit."""
