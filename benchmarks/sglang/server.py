@@ -14,7 +14,7 @@ import psutil
 from coatcheck.bench.support.server import LoggedProcess
 from training.evaluate import DEFAULT_MODEL
 
-PEERS = Path(__file__).parent.parent / ".peers"
+PEERS = Path(__file__).parents[2] / ".peers"
 HOST = "127.0.0.1"
 
 PLUGIN = "COATCHECK_SGLANG_ENABLED"
