@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coatcheck.arena import ArenaAddress
 from coatcheck.delivery.records import Ready
 from coatcheck.engine.records import Abort, Arrived, Plan, Sampling, Stop, ToEntry
 from coatcheck.errors import WireError
+from coatcheck.intake.config import WorkerSettings
 from coatcheck.intake.records import Item, Tensor, check_frames
-from coatcheck.wire import Decoder, encode
+from coatcheck.wire import Decoder, encode, from_argument, received, send, to_argument
 
 decode = Decoder[ToEntry](ToEntry)
 
@@ -72,3 +75,27 @@ def test_frames_must_be_those_described() -> None:
     ):
         with pytest.raises(WireError):
             check_frames(items, frames)
+
+
+def test_what_lies_ready_is_received_and_nothing_is_waited_for() -> None:
+    with zmq.Context() as context, context.socket(zmq.PULL) as inbox, context.socket(zmq.PUSH) as peer:
+        inbox.bind("inproc://inbox")
+        peer.connect("inproc://inbox")
+        assert list(received(inbox, decode)) == []
+        send(peer, Abort("one"))
+        peer.send(b"no record")
+        send(peer, Abort("two"), [b"payload"])
+        assert [(record, [*map(bytes, frames)]) for record, frames in received(inbox, decode)] == [
+            (Abort("one"), []),
+            (Abort("two"), [b"payload"]),
+        ]
+
+
+def test_arguments_of_processes_come_back_as_they_were() -> None:
+    settings = WorkerSettings(
+        "ipc://x", "0.1", ArenaAddress("/proc/1/fd/3", "/proc/1/fd/4", 8192), "m:C", '{"a":"\u00e9"}'
+    )
+    assert from_argument(to_argument(settings), WorkerSettings) == settings
+    for wrong in ("", "[]", "{}", "junk"):
+        with pytest.raises(WireError, match="WorkerSettings"):
+            from_argument(wrong, WorkerSettings)

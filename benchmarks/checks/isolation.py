@@ -30,6 +30,7 @@ from coatcheck.arena import ArenaAddress, AttachedMemory
 from coatcheck.arena.allocator import PAGE
 from coatcheck.bench.support.server import ServerProcess
 from coatcheck.engine.ranks.settings import RankSettings
+from coatcheck.wire import from_argument, to_argument
 
 NOBODY = 65534  # the kernel's overflow uid: another user
 Attempt = tuple[str, Callable[[], object]]
@@ -100,7 +101,7 @@ CASES = (
 
 def child(group: str, uid: int, arena: str, paths: str, numbers: str) -> None:
     """In a process of its own: prints [attempt, error or ""] for each."""
-    attempts = GROUPS[group](ArenaAddress.from_json(arena), json.loads(paths), json.loads(numbers))
+    attempts = GROUPS[group](from_argument(arena, ArenaAddress), json.loads(paths), json.loads(numbers))
     if uid:
         os.setgroups([])
         os.setgid(uid)
@@ -158,7 +159,15 @@ def main() -> int:
         numbers = [int(name.split()[1]) for name in look(server.temporary).names("listening TCP ports")]
         for uid, group, expected, who in CASES:
             print(f"{who} (uid {uid}):")
-            command = [sys.executable, "-m", "benchmarks.checks.isolation", "--child", group, str(uid), arena.to_json()]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.checks.isolation",
+                "--child",
+                group,
+                str(uid),
+                to_argument(arena),
+            ]
             done = subprocess.run(
                 [*command, json.dumps(paths), json.dumps(numbers)],
                 capture_output=True,

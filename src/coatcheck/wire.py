@@ -1,4 +1,4 @@
-"""Records to bytes and back: msgpack by closed union, payload frames beside the record.
+"""Records to bytes and back: msgpack by closed union, payload frames beside the record; JSON on a command line.
 
 A message is a list of frames: ``[record, payload 0, payload 1, ...]``. A record is a msgpack array with a tag. Decoding
 checks it against a closed union and raises :class:`~coatcheck.errors.WireError` for anything else, so nothing that
@@ -7,13 +7,16 @@ arrives can name a class or run code. Each owner's records stand in its ``record
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
 import zmq
 
 from coatcheck.errors import WireError
+
+log = logging.getLogger(__name__)
 
 Buffer = bytes | bytearray | memoryview
 T = TypeVar("T")
@@ -59,3 +62,36 @@ def split(message: Sequence[zmq.Frame]) -> tuple[memoryview, list[memoryview]]:
     if not message:
         raise WireError("an empty message")
     return message[0].buffer, [frame.buffer for frame in message[1:]]
+
+
+def received(socket: zmq.Socket[bytes], decode: Decoder[T]) -> Iterator[tuple[T, list[memoryview]]]:
+    """Every message that lies ready, as record and payload frames; no copy made, nothing waited for.
+
+    A message that is no record of ours is dropped, with a line in the log.
+    """
+    while True:
+        try:
+            message = socket.recv_multipart(flags=zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return
+        try:
+            record, frames = split(message)
+            decoded = decode(record)
+        except WireError as error:
+            log.error("a message was dropped: %s", error)
+            continue
+        yield decoded, frames
+        del message, record, frames, decoded  # or the last one's payload would stay until the next message
+
+
+def to_argument(value: Any) -> str:
+    """A record, struct or dataclass as JSON, for the command line of a process of ours."""
+    return msgspec.json.encode(value, enc_hook=str).decode()  # str: of paths
+
+
+def from_argument(text: str, kind: type[T]) -> T:
+    """What ``to_argument`` made; values are checked again. Raises WireError if it is none of that kind."""
+    try:
+        return msgspec.json.decode(text, type=kind, dec_hook=lambda wanted, value: wanted(value))
+    except msgspec.MsgspecError as error:
+        raise WireError(f"not a {kind.__name__}: {error}") from error

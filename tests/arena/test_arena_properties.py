@@ -114,6 +114,15 @@ class ArenaMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self._open())
     @rule(data=st.data())
+    def never_went_out(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(self._open()))
+        self.requests[name].reading, self.requests[name].ended = [], True
+        self.arena.returned(name, None)
+        self.arena.returned(name, None)  # said twice, or of nothing known: nothing happens
+        self._forget(name)
+
+    @precondition(lambda self: self._open())
+    @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(self._open()))
         self.requests[name].ended = True

@@ -24,11 +24,13 @@ pytestmark = pytest.mark.anyio
 SCRIPT = """
 import os, sys, time, zmq
 from coatcheck import process, wire
+from coatcheck.intake.config import WorkerSettings
 from coatcheck.intake.records import Done, Failed, Job, Refused, WorkerReady
 process.die_with_parent(); process.leave_signals_to_parent()
+settings = wire.from_argument(sys.argv[1], WorkerSettings)
 socket = zmq.Context().socket(zmq.DEALER)
-socket.setsockopt(zmq.IDENTITY, sys.argv[2].encode())
-socket.connect(sys.argv[1])
+socket.setsockopt(zmq.IDENTITY, settings.identity.encode())
+socket.connect(settings.pool)
 wire.send(socket, WorkerReady(pid=os.getpid()))
 poller = zmq.Poller()
 poller.register(socket, zmq.POLLIN)

@@ -26,15 +26,17 @@ pytestmark = pytest.mark.anyio
 SCRIPT = """
 import os, sys, time, zmq
 from coatcheck import process, wire
-from coatcheck.arena import ArenaAddress, AttachedMemory
+from coatcheck.arena import AttachedMemory
 from coatcheck.arena.handle import *
 from coatcheck.arena.queue import Want
+from coatcheck.intake.config import WorkerSettings
 from coatcheck.intake.records import *
 process.die_with_parent(); process.leave_signals_to_parent()
+settings = wire.from_argument(sys.argv[1], WorkerSettings)
 socket = zmq.Context().socket(zmq.DEALER)
-socket.setsockopt(zmq.IDENTITY, sys.argv[2].encode())
-socket.connect(sys.argv[1])
-memory = AttachedMemory(ArenaAddress.from_json(sys.argv[3]), writable=True)
+socket.setsockopt(zmq.IDENTITY, settings.identity.encode())
+socket.connect(settings.pool)
+memory = AttachedMemory(settings.arena, writable=True)
 wire.send(socket, WorkerReady(pid=os.getpid()))
 poller = zmq.Poller()
 poller.register(socket, zmq.POLLIN)

@@ -25,7 +25,7 @@ from coatcheck import wire
 from coatcheck.arena.handle import PixelForm
 from coatcheck.arena.queue import Want
 from coatcheck.engine.chat.handler import ChatHandler
-from coatcheck.engine.http.config import FrontendConfig, to_json
+from coatcheck.engine.http.config import FrontendConfig
 from coatcheck.engine.http.front_end import FrontEnd
 from coatcheck.engine.records import Abort, Arrived, FromRanks, Processed, RanksReady, Stop, ToEntry, Tokens
 from coatcheck.intake.records import Grant, Item, Job, Need, Slot, Stored, Tensor, check_frames
@@ -192,7 +192,9 @@ class Grants:
 
 
 def chat_handler(model_dir: Path, **options: Any) -> ChatHandler:
-    return ChatHandler(to_json(FrontendConfig(model_dir=model_dir, **{"model_name": "coatcheck-tiny", **options})))
+    return ChatHandler(
+        wire.to_argument(FrontendConfig(model_dir=model_dir, **{"model_name": "coatcheck-tiny", **options}))
+    )
 
 
 def process(handler: ChatHandler, body: bytes, form: PixelForm = "float32", pool: Grants | None = None) -> Made:

@@ -109,7 +109,7 @@ class Peer:
         if isinstance(record, Hello):
             with self._lock:
                 if self._out is None:
-                    self.arena = ArenaAddress.from_json(record.arena)
+                    self.arena = record.arena
                     self._out = self._context.socket(zmq.PUSH)
                     self._out.connect(record.reports)
             return self.attach(rank)

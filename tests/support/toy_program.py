@@ -33,7 +33,7 @@ class ToyProgram(AbstractAsyncContextManager["ToyProgram"]):
     def __init__(self, model_dir: Path, arena_bytes: int, pool: PoolConfig) -> None:
         self.arena = Arena(arena_bytes)
         queue = ArenaQueue(self.arena, threading.Lock())
-        config = MediaConfig(str(model_dir)).to_json()
+        config = wire.to_argument(MediaConfig(str(model_dir)))
         self.pool = WorkerPool(pool, HANDLER, config, arena=self.arena, queue=queue)
         self._readers = [ArenaReader(self.arena.address) for _ in range(READERS)]
 

@@ -41,7 +41,7 @@ from coatcheck.engine.strategies.materialize import Materialize, no_arena
 from coatcheck.engine.strategies.table import is_background
 from coatcheck.intake.records import Item, Tensor
 from coatcheck.pixels import PixelTable, image_processor
-from coatcheck.wire import Buffer, Decoder, send, split
+from coatcheck.wire import Buffer, Decoder, from_argument, send, split, to_argument
 
 ARENA_BYTES = 1 << 30
 TEXT = tuple(range(16))  # tokens of the prompt before the image
@@ -101,7 +101,7 @@ class HandleFront:
         self._ranks = place.ranks
         self._strategy, self._compact = strategy, compact
         self._arena = Arena(ARENA_BYTES)
-        Path(place.path("arena")).write_text(self._arena.address.to_json())
+        Path(place.path("arena")).write_text(to_argument(self._arena.address))
         self._out, self._returns = Outbox(place.path("requests")), Inbox(place.path("returns"))
 
     async def hand_off(self, payload: Payload) -> Written:
@@ -119,7 +119,7 @@ class HandleFront:
             del room
         self._arena.commit(payload.name, block, values.nbytes, digest)
         self._arena.dispatch(payload.name, range(self._ranks))
-        handle = Handle(block.offset, block.nonce, values.shape, "uint8" if self._compact else "float32")
+        handle = block.handle(values.shape, "uint8" if self._compact else "float32")
         send(self._out.socket, _record(payload, self._strategy, handle, digest))
         return Written(watch.start, watch.seconds(), hash_s, values)
 
@@ -153,7 +153,7 @@ class Rank(InboxRank):
         self._place = place
         self._background = is_background(strategy)
         arena = Path(place.path("arena"))
-        self._reader = ArenaReader(ArenaAddress.from_json(arena.read_text())) if arena.exists() else None
+        self._reader = ArenaReader(from_argument(arena.read_text(), ArenaAddress)) if arena.exists() else None
         self._materialize = _materializer(self._reader)
         self._channel = PlanChannel(_World(), lambda arrivals, spent: None)
         self._lane = Lane(place.rank)

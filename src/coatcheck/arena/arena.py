@@ -222,9 +222,21 @@ class Arena:
         self._settle(request, lease)
         return not lease.outstanding
 
-    def returned(self, request: str, reader: int) -> None:
-        """As ``acknowledge``, for a request that is dispatched no more: it ends with its last reader."""
-        if self.acknowledge(request, reader):
+    def returned(self, request: str, reader: int | None) -> None:
+        """As ``acknowledge``, for a request that is dispatched no more: it ends with its last reader.
+
+        ``reader`` None: the request never went out, so no reader has read or will read its blocks.
+        """
+        if reader is None:
+            self._undispatched(request)
+        elif self.acknowledge(request, reader):
+            self.end(request)
+
+    def _undispatched(self, request: str) -> None:
+        lease = self._leases.get(request)
+        if lease is not None:
+            lease.outstanding.clear()
+            self._settle(request, lease)
             self.end(request)
 
     def end(self, request: str) -> None:

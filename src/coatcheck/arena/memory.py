@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import mmap
 import os
 from dataclasses import dataclass
@@ -35,15 +34,6 @@ class ArenaAddress:
     read: str  # path to open read-only
     write: str  # path to open for writing
     size: int  # bytes, the table of nonces included
-
-    def to_json(self) -> str:
-        """For a command line."""
-        return json.dumps([self.read, self.write, self.size])
-
-    @staticmethod
-    def from_json(text: str) -> ArenaAddress:
-        """What ``to_json`` made."""
-        return ArenaAddress(*json.loads(text))
 
     @property
     def first(self) -> int:

@@ -17,4 +17,4 @@ class Returned(Record, frozen=True):
     """The rank will never again read what the request's handles point at. Once for each request with handles."""
 
     request: str
-    rank: int
+    rank: int | None  # None: of all ranks, since the request never went out to them

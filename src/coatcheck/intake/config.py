@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import get_args
 
+import msgspec
+
+from coatcheck.arena import ArenaAddress
 from coatcheck.arena.handle import PixelForm
 from coatcheck.errors import ConfigError
 
@@ -63,3 +66,13 @@ class PoolConfig:
             seconds = getattr(self, f"{name}_timeout_s")
             require(f"{name}_timeout", seconds, 0 < seconds <= 86400, "above 0, at most 86400 seconds")
         require("arena-wait", self.arena_wait_s, 0 < self.arena_wait_s <= 3600, "above 0, at most 3600 seconds")
+
+
+class WorkerSettings(msgspec.Struct, frozen=True):
+    """What a worker is told when it is started, on its command line (see :func:`coatcheck.wire.to_argument`)."""
+
+    pool: str  # ZMQ address of the pool's ROUTER socket
+    identity: str  # "place.life" in the pool
+    arena: ArenaAddress | None  # None: payloads ride in the message
+    handler: str  # "module:Class", a coatcheck.intake.worker.Handler
+    handler_config: str  # what it is made of

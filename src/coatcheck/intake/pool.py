@@ -28,7 +28,7 @@ from coatcheck import process, wire
 from coatcheck.arena import Arena
 from coatcheck.arena.queue import ArenaQueue
 from coatcheck.errors import ArenaError, BadRequest, Overloaded, WireError, WorkerFailed
-from coatcheck.intake.config import PoolConfig
+from coatcheck.intake.config import PoolConfig, WorkerSettings
 from coatcheck.intake.placement import BESIDE, Placement, Policy
 from coatcheck.intake.records import (
     Done,
@@ -59,7 +59,6 @@ ENVIRONMENT = {
 }
 
 Answer = tuple[Done, list[memoryview]]
-NO_ARENA = ""
 ROUNDS = 3  # times that a job may ask for room: it waits once, and what it wants may differ when it comes again
 
 
@@ -380,11 +379,11 @@ class WorkerPool:
 
     async def _spawn(self, place: int, life: int) -> _Worker:
         identity = f"{place}.{life}"
-        arena = self._arena.address.to_json() if self._arena is not None else NO_ARENA
-        arguments = (self._endpoint.address, identity, arena, *self._handler)
+        arena = self._arena.address if self._arena is not None else None
+        settings = WorkerSettings(self._endpoint.address, identity, arena, *self._handler)
         environment = {**os.environ, **ENVIRONMENT, process.PARENT: str(os.getpid())}
         child = await asyncio.create_subprocess_exec(
-            *self._command, *arguments, stdin=asyncio.subprocess.PIPE, env=environment
+            *self._command, wire.to_argument(settings), stdin=asyncio.subprocess.PIPE, env=environment
         )
         worker = _Worker(identity.encode(), child, asyncio.get_running_loop().call_later(0, lambda: None))
         self._arm(worker, self._config.worker_start_timeout_s, "did not get ready in time")

@@ -1,9 +1,10 @@
 """The worker process: takes jobs one at a time and answers each with a record.
 
-:class:`coatcheck.intake.pool.WorkerPool` starts it with the arguments ADDRESS, IDENTITY, ARENA, HANDLER, CONFIG. It
-leaves when its standard input ends, and dies with its parent. Its state is worthless: killing it costs the job at hand.
+:class:`coatcheck.intake.pool.WorkerPool` starts it with a :class:`coatcheck.intake.config.WorkerSettings` as its one
+argument. It leaves when its standard input ends, and dies with its parent. Its state is worthless: killing it costs
+the job at hand.
 
-What a job's body means is the program's matter: HANDLER names the class that handles it.
+What a job's body means is the program's matter: the settings name the class that handles it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import zmq
 from coatcheck import process, wire
 from coatcheck.arena import ArenaAddress, AttachedMemory
 from coatcheck.errors import BadRequest, WireError
+from coatcheck.intake.config import WorkerSettings
 from coatcheck.intake.records import Done, Failed, Grant, Item, Job, Later, Need, Refused, ToWorker, WorkerReady
 from coatcheck.intake.writer import NoRoom, PayloadWriter
 
@@ -66,23 +68,21 @@ class PoolSocket:
         wire.send(self._socket, record, frames)
 
 
-def main(address: str, identity: str, arena: str, handler: str, config: str) -> None:
-    """Serves jobs until standard input ends.
-
-    ``identity``: "place.life" in the pool; ``arena``: "" if there is none; ``handler``: "module:Class".
-    """
-    place = identity.partition(".")[0]
+def main(argument: str) -> None:
+    """Serves jobs until standard input ends. ``argument``: WorkerSettings."""
+    settings = wire.from_argument(argument, WorkerSettings)
+    place = settings.identity.partition(".")[0]
     process.set_name(f"coatcheck-work{place}")  # "worker0" would not fit into the kernel's 15 characters
     process.die_with_parent()
     process.leave_signals_to_parent()
     logging.basicConfig(format=f"%(asctime)s coatcheck-worker{place} %(levelname)s %(message)s")
     context = zmq.Context()
     socket = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.IDENTITY, identity.encode())
+    socket.setsockopt(zmq.IDENTITY, settings.identity.encode())
     socket.setsockopt(zmq.LINGER, 0)
-    socket.connect(address)
+    socket.connect(settings.pool)
     try:
-        serve(socket, arena, _made(handler, config))
+        serve(socket, settings.arena, _made(settings.handler, settings.handler_config))
     finally:
         context.destroy(linger=0)
 
@@ -93,9 +93,9 @@ def _made(handler: str, config: str) -> Handler:
     return made
 
 
-def serve(socket: zmq.Socket[bytes], arena: str, handler: Handler) -> None:
+def serve(socket: zmq.Socket[bytes], arena: ArenaAddress | None, handler: Handler) -> None:
     """Maps the arena, reports WorkerReady, answers jobs."""
-    mapped = AttachedMemory(ArenaAddress.from_json(arena), writable=True) if arena else None
+    mapped = AttachedMemory(arena, writable=True) if arena is not None else None
     memory = mapped.view if mapped is not None else None
     pool = PoolSocket(socket)
     pool.answer(WorkerReady(pid=os.getpid()))
@@ -125,4 +125,4 @@ def answer(pool: PoolSocket, memory: memoryview | None, handler: Handler) -> Non
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:6])
+    main(sys.argv[1])

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from coatcheck.engine import model_files
-from coatcheck.engine.http.config import FrontendConfig, from_json, to_json
+from coatcheck.engine.http.config import FrontendConfig
 from coatcheck.errors import ConfigError
+from coatcheck.wire import from_argument, to_argument
 
 
 def make(**options: Any) -> FrontendConfig:
@@ -39,7 +40,7 @@ def test_impossible_options(options: dict[str, Any], message: str) -> None:
 
 def test_json_round_trip() -> None:
     config = make(max_images=2, context=100, default_temperature=0.5)
-    assert from_json(to_json(config)) == config
+    assert from_argument(to_argument(config), FrontendConfig) == config
 
 
 def test_defaults_from_the_model(tmp_path: Path) -> None:

@@ -104,7 +104,8 @@ async def test_closing_early_aborts_and_late_words_are_ignored() -> None:
 
 
 async def test_a_request_that_waits_is_taken_back_silently() -> None:
-    link = RankLink(queue=3)
+    returned: list[tuple[str, int | None]] = []
+    link = RankLink(queue=3, on_returned=lambda request, rank: returned.append((request, rank)))
     await link.start()  # nobody connects, so nothing leaves
     try:
         link.submit(arrived("first"), [])
@@ -113,6 +114,7 @@ async def test_a_request_that_waits_is_taken_back_silently() -> None:
         with pytest.raises(Overloaded):
             link.submit(arrived("too many"), [])
         await answers[1].aclose()
+        assert returned == [("too many", None), ("1", None)], "no rank has them, nor will, also before ranks are ready"
         peer = Peer(link)
         assert [await peer.heard() for _ in range(3)] == [arrived("first"), arrived("0"), arrived("2")]
         peer.close()

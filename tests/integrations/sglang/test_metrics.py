@@ -14,8 +14,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from coatcheck.arena import Arena
+from coatcheck.arena.metrics import STATES
 from coatcheck.integrations.sglang import metrics, support
-from coatcheck.integrations.sglang.metrics import STATES, FrontMetrics, RankMetrics
+from coatcheck.integrations.sglang.metrics import FrontMetrics, RankMetrics
 
 LABELS = {"strategy": "handle-background", "rank": "1"}
 

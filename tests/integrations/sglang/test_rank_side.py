@@ -19,7 +19,7 @@ import pytest
 import torch
 import zmq
 
-from coatcheck.arena import Arena
+from coatcheck.arena import Arena, ArenaAddress
 from coatcheck.delivery import preparer
 from coatcheck.errors import ConfigError
 from coatcheck.integrations.sglang import codec
@@ -128,9 +128,9 @@ def line(ranks: Any) -> Iterator[Line]:
     made.close()
 
 
-@pytest.mark.parametrize("arena", ['["/proc/self/fd/99999", "/proc/self/fd/99999", 8192]', "[]", "junk"])
-def test_a_rank_that_cannot_map_the_arena_says_so(arena: str, line: Line) -> None:
-    line.tell(Hello(arena, line.endpoint.address))
+@pytest.mark.parametrize("path", ["/proc/self/fd/99999", "", "/dev/null"])
+def test_a_rank_that_cannot_map_the_arena_says_so(path: str, line: Line) -> None:
+    line.tell(Hello(ArenaAddress(path, path, 8192), line.endpoint.address))
     said = line.hear()
     assert isinstance(said, Attached)
     assert said.rank == 0
@@ -139,7 +139,7 @@ def test_a_rank_that_cannot_map_the_arena_says_so(arena: str, line: Line) -> Non
 
 def test_a_rank_answers_probes_in_their_turn(line: Line) -> None:
     with Arena(1 << 20) as arena:
-        line.tell(Hello(arena.address.to_json(), line.endpoint.address))
+        line.tell(Hello(arena.address, line.endpoint.address))
         assert line.hear() == Attached(0)
         for number in (1, 2):
             line.tell(Probe(number))
@@ -154,7 +154,7 @@ def mappings() -> int:
 def test_a_rank_that_is_dismissed_lets_go_of_the_arena(line: Line) -> None:
     with Arena(1 << 20) as arena:
         before = mappings()
-        line.tell(Hello(arena.address.to_json(), line.endpoint.address))
+        line.tell(Hello(arena.address, line.endpoint.address))
         assert line.hear() == Attached(0)
         assert mappings() == before + 1
         line.tell(Goodbye())

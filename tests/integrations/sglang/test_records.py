@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 
+from coatcheck.arena import ArenaAddress
 from coatcheck.arena.handle import Handle
 from coatcheck.delivery.records import Ready, Returned
 from coatcheck.errors import WireError
@@ -25,7 +26,7 @@ from coatcheck.integrations.sglang.records import (
 from coatcheck.wire import Record, encode
 
 TICKET = Ticket("7", b"\x80body", (Handle(4096, 1, (9,), "uint8"), Handle(8192, 2, (9,), "uint8")))
-DOWN = [Hello("[]", "ipc://x"), TICKET, Withdrawn("7"), Probe(3)]
+DOWN = [Hello(ArenaAddress("/proc/1/fd/3", "/proc/1/fd/4", 8192), "ipc://x"), TICKET, Withdrawn("7"), Probe(3)]
 UP = [Attached(1), Attached(1, "why"), Ready("7", 0), Failed("7", 0, "why"), Returned("7", 0), Alive(3, 1)]
 
 

@@ -9,13 +9,13 @@ import msgspec
 from coatcheck.engine import model_files
 from coatcheck.engine.chat import schema
 from coatcheck.engine.chat.prompt import PromptEncoder, too_long
-from coatcheck.engine.http.config import FrontendConfig, from_json
+from coatcheck.engine.http.config import FrontendConfig
 from coatcheck.engine.records import Processed, Sampling
 from coatcheck.errors import BadRequest, ConfigError
 from coatcheck.intake.media.processor import MediaProcessor, prepare
 from coatcheck.intake.records import Item, prompt_tokens
 from coatcheck.intake.writer import PayloadWriter
-from coatcheck.wire import encode
+from coatcheck.wire import encode, from_argument
 
 
 class ChatHandler:
@@ -25,7 +25,7 @@ class ChatHandler:
     """
 
     def __init__(self, config_json: str) -> None:
-        self._config: FrontendConfig = from_json(config_json)
+        self._config = from_argument(config_json, FrontendConfig)
         directory = self._config.model_dir
         self._context = model_files.context_length(directory, self._config.context)
         self._temperature = model_files.default_temperature(directory, self._config.default_temperature)

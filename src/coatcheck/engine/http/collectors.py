@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from coatcheck.arena import Arena
+from coatcheck.arena.metrics import BYTES, COUNTERS, GAUGES, PREFIX, STATES
 from coatcheck.arena.queue import ArenaQueue
 from coatcheck.engine.records import Snapshot
 
@@ -39,25 +40,18 @@ class ArenaMetrics(Collector):
     def collect(self) -> Iterable[Metric]:
         """Gauges and counters from one snapshot."""
         arena, line = self._arena.statistics(), self._queue.statistics()
-        by_state = GaugeMetricFamily("coatcheck_arena_bytes", "Bytes of the arena by state", labels=["state"])
-        for state in ("reserved", "in_use", "quarantined", "cached", "free"):
+        by_state = GaugeMetricFamily(*BYTES, labels=["state"])
+        for state in STATES:
             by_state.add_metric([state], getattr(arena, state))
         yield by_state
-        gauges = {
-            "high_water_bytes": (arena.high_water, "Most bytes reserved, in use or quarantined at once"),
-            "fragmentation": (arena.fragmentation, "Share of the free bytes outside the largest free range"),
-            "waiting": (line.waiting, "Requests that wait for room"),
-        }
-        for name, (value, text) in gauges.items():
-            yield GaugeMetricFamily(f"coatcheck_arena_{name}", text, value=value)
-        counters = {
-            "reservations": (arena.reservations, "Blocks reserved"),
-            "waits": (line.waited, "Requests that had to wait for room"),
-            "turned_away": (line.turned_away, "Requests that waited for room in vain"),
-            "hits": (arena.hits, "Payloads whose content was there already"),
-        }
-        for name, (count, text) in counters.items():
-            yield CounterMetricFamily(f"coatcheck_arena_{name}", text, value=count)
+        for name, (field, text) in GAUGES.items():
+            yield GaugeMetricFamily(PREFIX + name, text, value=getattr(arena, field))
+        for name, (field, text) in COUNTERS.items():
+            yield CounterMetricFamily(PREFIX + name, text, value=getattr(arena, field))
+        yield GaugeMetricFamily(f"{PREFIX}waiting", "Requests that wait for room", value=line.waiting)
+        yield CounterMetricFamily(f"{PREFIX}waits", "Requests that had to wait for room", value=line.waited)
+        text = "Requests that waited for room in vain"
+        yield CounterMetricFamily(f"{PREFIX}turned_away", text, value=line.turned_away)
 
 
 class CpuSeconds(Collector):

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from coatcheck.intake.config import MEBI, MediaLimits, PoolConfig, require
 
@@ -46,17 +43,3 @@ class FrontendConfig(MediaLimits, PoolConfig):
         temperature = self.default_temperature
         require("default-temperature", temperature, temperature is None or 0 <= temperature <= 2, "0 to 2")
         require("context", self.context, self.context is None or self.context >= 2, "2 or more")
-
-
-def to_json(config: FrontendConfig) -> str:
-    """The configuration for a worker's command line."""
-    return msgspec.json.encode(config, enc_hook=str).decode()
-
-
-def from_json(text: str) -> FrontendConfig:
-    """Inverse of :func:`to_json`."""
-    return msgspec.json.decode(text, type=FrontendConfig, dec_hook=_to_path)
-
-
-def _to_path(kind: type, value: Any) -> Path:
-    return Path(value)

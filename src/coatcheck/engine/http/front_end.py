@@ -8,12 +8,13 @@ import threading
 from coatcheck.arena import Arena
 from coatcheck.arena.queue import ArenaQueue
 from coatcheck.engine.http.app import create_app
-from coatcheck.engine.http.config import FrontendConfig, to_json
+from coatcheck.engine.http.config import FrontendConfig
 from coatcheck.engine.http.rank_link import RankLink
 from coatcheck.engine.model_files import context_length
 from coatcheck.engine.records import RanksReady
 from coatcheck.errors import ConfigError
 from coatcheck.intake.pool import WorkerPool
+from coatcheck.wire import to_argument
 
 HANDLER = "coatcheck.engine.chat.handler:ChatHandler"  # what workers make of a body
 
@@ -42,7 +43,7 @@ class FrontEnd:
         self.context = context_length(config.model_dir, config.context)
         self.arena = _arena(config.arena_bytes) if config.arena_bytes else None
         queue = ArenaQueue(self.arena, threading.Lock()) if self.arena is not None else None
-        self.pool = WorkerPool(config, HANDLER, to_json(config), arena=self.arena, queue=queue)
+        self.pool = WorkerPool(config, HANDLER, to_argument(config), arena=self.arena, queue=queue)
         self.link = RankLink(
             queue=config.max_waiting,
             to_entry=to_entry,

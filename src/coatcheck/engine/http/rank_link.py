@@ -90,9 +90,9 @@ class RankLink:
         queue: int = 256,
         to_entry: str | None = None,
         from_entry: str | None = None,
-        on_returned: Callable[[str, int], None] = lambda request, rank: None,
+        on_returned: Callable[[str, int | None], None] = lambda request, rank: None,
     ) -> None:
-        """``on_returned(request, rank)``: the rank will not read the request's blocks any more, or never came to."""
+        """``on_returned(request, rank)``: the rank will not read the request's blocks any more; None: none ever did."""
         self.to_entry = to_entry or ""  # filled in by start()
         self.from_entry = from_entry or ""
         self._queue = queue
@@ -157,12 +157,12 @@ class RankLink:
         """Hands a request on; entry sees requests in the order of these calls. The caller must not change ``frames``.
 
         Raises Overloaded if too many messages wait for the entry rank, RankLost if a rank is lost. What goes no
-        further is given back for every rank.
+        further is given back at once.
         """
         if self._lost is not None:
             raise RankLost(self._lost)
         if len(self._outbox) >= self._queue:
-            self._give_back(arrived.request)
+            self._on_returned(arrived.request, None)
             raise Overloaded("The ranks take requests more slowly than they come")
         if arrived.request in self._answers:
             raise ValueError(f"request {arrived.request} is under way already")
@@ -177,14 +177,9 @@ class RankLink:
         for at, (record, _) in enumerate(self._outbox):
             if isinstance(record, Arrived) and record.request == request:
                 del self._outbox[at]
-                self._give_back(request)
+                self._on_returned(request, None)
                 return
         self._post(Abort(request=request))
-
-    def _give_back(self, request: str) -> None:
-        """No rank has heard of the request."""
-        for rank in range(self._ranks.ranks if self._ranks is not None else 0):
-            self._on_returned(request, rank)
 
     def stop(self) -> None:
         """Tells the entry rank to end what is left and to leave its step loop."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -27,7 +27,7 @@ from coatcheck.engine.strategies.table import AUTO, is_background
 from coatcheck.errors import WireError
 from coatcheck.intake.records import check_frames, prompt_tokens, tensors
 from coatcheck.stopwatch import Stopwatch
-from coatcheck.wire import Buffer, Decoder, send, split
+from coatcheck.wire import Buffer, Decoder, received, send
 
 log = logging.getLogger(__name__)
 
@@ -149,38 +149,25 @@ class EntryRole:
             wait = 0
         ready = dict(self._poller.poll(math.ceil(max(0.0, wait) * 1000)))
         if self._sockets.reports in ready:
-            self._drain(self._sockets.reports, self._read_report)
+            for report, _ in received(self._sockets.reports, _decode_report):
+                self.report(report)
         if self._sockets.requests in ready:
-            self._drain(self._sockets.requests, self._read_request)
+            self._read_requests()
         if self._sockets.gone in ready and not self._stop:
             log.error("entry rank: the front end is gone; the ranks end")
             self._stop = True
 
-    @staticmethod
-    def _drain(socket: zmq.Socket[bytes], read: Callable[[Buffer, list[memoryview], Stopwatch], None]) -> None:
-        while True:
+    def _read_requests(self) -> None:
+        watch = Stopwatch()
+        for message, frames in received(self._sockets.requests, _decode_arrival):
+            if isinstance(message, Arrived):
+                if self._accept(message, frames):
+                    self._recorder.received(message, watch.stop())
+            elif isinstance(message, Abort):
+                self._abort(message.request)
+            elif isinstance(message, Stop):
+                self._stop = True
             watch = Stopwatch()
-            try:
-                message = socket.recv_multipart(flags=zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            try:
-                read(*split(message), watch)
-            except WireError as error:
-                log.error("entry rank: a message was dropped: %s", error)
-
-    def _read_report(self, record: Buffer, frames: Sequence[Buffer], watch: Stopwatch) -> None:
-        self.report(_decode_report(record))
-
-    def _read_request(self, record: Buffer, frames: Sequence[Buffer], watch: Stopwatch) -> None:
-        message = _decode_arrival(record)
-        if isinstance(message, Arrived):
-            if self._accept(message, frames):
-                self._recorder.received(message, watch.stop())
-        elif isinstance(message, Abort):
-            self._abort(message.request)
-        elif isinstance(message, Stop):
-            self._stop = True
 
     def _accept(self, arrived: Arrived, frames: Sequence[Buffer]) -> bool:
         need = prompt_tokens(arrived.ids, arrived.items) + arrived.sampling.max_tokens
@@ -211,10 +198,9 @@ class EntryRole:
         self._end(request)
 
     def _never_went_out(self, arrived: Arrived) -> None:
-        """No plan carried the request, so no rank has read or will read its blocks: all give them back at once."""
+        """No plan carried the request, so no rank has read or will read its blocks."""
         if len(tensors(arrived.items)) < len(arrived.items):
-            for rank in range(self._admission.ranks):
-                self._tell(Returned(arrived.request, rank))
+            self._tell(Returned(arrived.request, None))
 
     # ------------------------------------------------------------------ deciding
 

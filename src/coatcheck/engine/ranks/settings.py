@@ -7,6 +7,7 @@ import msgspec
 from coatcheck.arena import ArenaAddress
 from coatcheck.engine.model.config import EngineConfig
 from coatcheck.engine.ranks.config import RankConfig
+from coatcheck.wire import from_argument, to_argument
 
 STORE_FD = "COATCHECK_STORE_FD"  # environment: listening socket that rank 0 inherits, so that no port is guessed
 
@@ -22,9 +23,9 @@ class RankSettings(msgspec.Struct, frozen=True):
 
     def encode(self) -> str:
         """As JSON, for a command line."""
-        return msgspec.json.encode(self, enc_hook=str).decode()  # str: of paths
+        return to_argument(self)
 
     @staticmethod
     def decode(encoded: str) -> RankSettings:
         """What ``encode`` made; values are checked again."""
-        return msgspec.json.decode(encoded, type=RankSettings, dec_hook=lambda kind, value: kind(value))
+        return from_argument(encoded, RankSettings)

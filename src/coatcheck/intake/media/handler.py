@@ -12,7 +12,7 @@ from coatcheck.intake.media.processor import MediaProcessor, prepare
 from coatcheck.intake.media.source import Source
 from coatcheck.intake.records import Item
 from coatcheck.intake.writer import PayloadWriter
-from coatcheck.wire import Decoder, Record
+from coatcheck.wire import Decoder, Record, from_argument
 
 HANDLER = "coatcheck.intake.media.handler:MediaHandler"  # for a pool
 
@@ -38,17 +38,13 @@ class MediaConfig(msgspec.Struct, frozen=True):
     model_dir: str  # with a preprocessor_config.json
     limits: MediaLimits = MediaLimits()
 
-    def to_json(self) -> str:
-        """For a pool."""
-        return msgspec.json.encode(self).decode()
-
 
 class MediaHandler:
     """A :class:`coatcheck.intake.worker.Handler`. Its items start at 0 each: the program has the prompt."""
 
     def __init__(self, config_json: str) -> None:
         """Raises ConfigError if the model directory has no usable image processor."""
-        config = msgspec.json.decode(config_json, type=MediaConfig)
+        config = from_argument(config_json, MediaConfig)
         self._processor = MediaProcessor(Path(config.model_dir), config.limits)
         self._decode: Decoder[Any] = Decoder(Media)
 

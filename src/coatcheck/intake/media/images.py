@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from coatcheck.errors import BadRequest
+from coatcheck.intake.media.size import check_size, too_large
 from coatcheck.intake.media.source import Source
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # no others: each decoder is attack surface
-MAX_ASPECT = 200  # long side to short side; the reference processor refuses more
 
 
 def from_data_url(source: Source) -> bytes:
@@ -49,10 +49,10 @@ def opened(data: bytes, max_pixels: int, param: str) -> Image.Image:
                 f"This is not an image of a supported format ({', '.join(FORMATS)})", param=param, code="invalid_image"
             ) from None
         except Image.DecompressionBombError:
-            raise _too_large("more pixels than any limit", max_pixels, param) from None
+            raise too_large("image", "more pixels than any limit", max_pixels, param) from None
         except Exception as error:  # Pillow's parsers raise whatever they trip over in corrupt data
             raise _broken(error, param) from None
-        _check_size(image.size, max_pixels, param)
+        check_size("image", image.size, max_pixels, param)
         return image
 
 
@@ -63,7 +63,7 @@ def to_rgb(image: Image.Image, max_pixels: int, param: str) -> Image.Image:
             image.load()
             return _flatten(_upright(image))
         except Image.DecompressionBombError:
-            raise _too_large("more pixels than any limit", max_pixels, param) from None
+            raise too_large("image", "more pixels than any limit", max_pixels, param) from None
         except Exception as error:  # as above
             raise _broken(error, param) from None
 
@@ -74,20 +74,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _check_size(size: tuple[int, int], max_pixels: int, param: str) -> None:
-    width, height = size
-    if width * height > max_pixels:
-        raise _too_large(f"{width} x {height} pixels", max_pixels, param)
-    if width * height == 0:
-        raise BadRequest("The image has no pixels", param=param, code="invalid_image")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise BadRequest(
-            f"The image is {width} x {height}; one side may be at most {MAX_ASPECT} times the other",
-            param=param,
-            code="invalid_image_aspect",
-        )
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -116,12 +102,6 @@ def _narrow(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         scale = 255.0 if values.max() <= 1 else 1.0
     return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
-
-
-def _too_large(what: str, max_pixels: int, param: str) -> BadRequest:
-    return BadRequest(
-        f"The image has {what}; at most {max_pixels} pixels are allowed", param=param, code="image_too_large"
-    )
 
 
 def _broken(error: Exception, param: str) -> BadRequest:

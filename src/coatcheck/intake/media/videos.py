@@ -26,7 +26,7 @@ from PIL import Image
 
 from coatcheck.errors import BadRequest
 from coatcheck.intake.config import MediaLimits
-from coatcheck.intake.media.images import MAX_ASPECT
+from coatcheck.intake.media.size import check_size
 
 TEMPORAL_PATCH = 2  # frames; FRAME_FACTOR of qwen-vl-utils, and temporal_patch_size of every Qwen2.5-VL
 FPS = 2.0  # frames sampled a second
@@ -85,7 +85,7 @@ class Video:
 def probe(data: bytes, limits: MediaLimits, param: str) -> Video:
     """Reads headers and packets, and decodes one frame. Raises BadRequest for what is over a limit or no video."""
     with _opened(data, param) as (container, stream):
-        _check_size((stream.width, stream.height), limits.max_pixels, param)
+        check_size("video", (stream.width, stream.height), limits.max_pixels, param)
         total, rate = _count(container, stream, limits.max_video_seconds, param)
     if total < TEMPORAL_PATCH:
         raise _invalid(f"it has {total} frames; at least {TEMPORAL_PATCH} are needed", param)
@@ -212,7 +212,7 @@ def _decoded(data: bytes, max_pixels: int, param: str) -> Iterator[av.VideoFrame
                 frame = next(frames, None)
             if frame is None:
                 return
-            _check_size((frame.width, frame.height), max_pixels, param)
+            check_size("video", (frame.width, frame.height), max_pixels, param)
             yield frame
 
 
@@ -221,24 +221,6 @@ def _upright(frame: av.VideoFrame) -> Image.Image:
     image = Image.fromarray(frame.to_ndarray(format="rgb24"))
     turn = _TURNS.get(frame.rotation % 360)
     return image if turn is None else image.transpose(turn)
-
-
-def _check_size(size: tuple[int, int], max_pixels: int, param: str) -> None:
-    width, height = size
-    if width * height > max_pixels:
-        raise BadRequest(
-            f"The video has frames of {width} x {height} pixels; at most {max_pixels} pixels are allowed",
-            param=param,
-            code="video_too_large",
-        )
-    if width * height == 0:
-        raise _invalid("its frames have no pixels", param)
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise BadRequest(
-            f"The video is {width} x {height}; one side may be at most {MAX_ASPECT} times the other",
-            param=param,
-            code="invalid_video_aspect",
-        )
 
 
 def _invalid(why: str, param: str) -> BadRequest:

@@ -34,7 +34,6 @@ from coatcheck.arena import Arena, ArenaStatistics
 from coatcheck.arena.handle import Handle
 from coatcheck.arena.queue import ArenaQueue, Reservation, Want
 from coatcheck.delivery.records import Ready, Returned
-from coatcheck.errors import CoatcheckError
 from coatcheck.integrations.sglang.breaker import Breaker, Silence
 from coatcheck.integrations.sglang.codec import Digests, flat
 from coatcheck.integrations.sglang.pace import Pace
@@ -52,7 +51,7 @@ from coatcheck.integrations.sglang.records import (
     from_ranks,
 )
 from coatcheck.sockets import PrivateEndpoint, pull, push
-from coatcheck.wire import encode
+from coatcheck.wire import encode, received
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +137,7 @@ class ArenaOwner:
             undo.callback(self._processes.close)
             self._tickets = [push(self._context, rank.tickets) for rank in ranks]
             with self._lock:
-                self._tell(Hello(self._arena.address.to_json(), self._endpoint.address))
+                self._tell(Hello(self._arena.address, self._endpoint.address))
             self._thread = threading.Thread(target=self._hear, name="coatcheck-reports", daemon=True)
             self._thread.start()
             undo.pop_all()
@@ -239,7 +238,7 @@ class ArenaOwner:
                 if not place.filled:
                     self._fill(request, tensor, place)
             blocks = [place.block for place in places]
-            return tuple(Handle(b.offset, b.nonce, (b.nbytes,), "uint8") for b in blocks), parcel.body()
+            return tuple(block.handle((block.nbytes,), "uint8") for block in blocks), parcel.body()
         except BaseException:
             with self._lock:
                 self._queue.cancel(request, places)
@@ -306,11 +305,11 @@ class ArenaOwner:
                 if self._processes.ended(heard):
                     self._rank_ended = True
                     break
-                record = from_ranks(self._reports.recv()) if self._reports in heard else None
+                for record, _ in received(self._reports, from_ranks):
+                    with self._lock:
+                        self._take(record, time.monotonic())
                 with self._lock:
-                    self._take(record, time.monotonic())
-            except CoatcheckError:
-                log.exception("what a rank said could not be read")
+                    self._look(time.monotonic())
             except Exception:  # or else nobody would hear the next
                 log.exception("what a rank said could not be taken")
                 time.sleep(LOOK_S)
@@ -339,7 +338,7 @@ class ArenaOwner:
         self._context.term()
         self.closed.set()
 
-    def _take(self, record: Attached | Ready | Failed | Returned | Alive | None, now: float) -> None:
+    def _take(self, record: Attached | Ready | Failed | Returned | Alive, now: float) -> None:
         if isinstance(record, Attached):
             self._missing.discard(record.rank)
             if record.problem:
@@ -353,11 +352,10 @@ class ArenaOwner:
             self._arena.returned(record.request, record.rank)
         elif isinstance(record, Alive):
             self._breaker.answered(record.rank, record.number)
-        self._announcements.settle(now)
-        self._watch(now)
 
-    def _watch(self, now: float) -> None:
-        """Opens and closes the breaker."""
+    def _look(self, now: float) -> None:
+        """Gives up what is overdue; opens and closes the breaker."""
+        self._announcements.settle(now)
         silent = self._silence.overdue(now)
         if silent:
             self._silence.forget()

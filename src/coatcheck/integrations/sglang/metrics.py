@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
+from coatcheck.arena.metrics import BYTES, COUNTERS, GAUGES, PREFIX, STATES
 from coatcheck.process import set_name
 from coatcheck.stopwatch import SECONDS
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 STRATEGY = "handle-background"  # what the plugin does, in our engine's words
 WRITE_S = 1.0  # between writes of what is not written at once
-STATES = ("reserved", "in_use", "quarantined", "cached", "free")
 LAG_S = 0.1  # between looks at how late the event loop is
 # How a request with inputs went.
 Way = Literal[
@@ -68,15 +68,14 @@ class FrontMetrics(NoFrontMetrics):
             "coatcheck_sglang_requests", "Requests with inputs, by their way", ["way"], registry=registry
         )
         self._requests = {way: requests.labels(way) for way in get_args(Way)}  # from 0 on, so that rates are right
-        self._bytes, self._high_water = (
-            Gauge(f"coatcheck_arena_{name}", text, labels, registry=registry, multiprocess_mode="mostrecent")
-            for name, text, labels in (
-                ("bytes", "Bytes of the arena by state", ["state"]),
-                ("high_water_bytes", "Most bytes reserved, in use or quarantined at once", []),
-            )
-        )
-        self._reservations = Counter("coatcheck_arena_reservations", "Blocks reserved", registry=registry)
-        self._hits = Counter("coatcheck_arena_hits", "Payloads whose content was there already", registry=registry)
+        self._bytes = Gauge(*BYTES, ["state"], registry=registry, multiprocess_mode="mostrecent")
+        self._gauges = {
+            field: Gauge(PREFIX + name, text, registry=registry, multiprocess_mode="mostrecent")
+            for name, (field, text) in GAUGES.items()
+        }
+        self._counters = {
+            field: Counter(PREFIX + name, text, registry=registry) for name, (field, text) in COUNTERS.items()
+        }
         self._waiting, self._breaker = (
             Gauge(f"coatcheck_sglang_{name}", text, registry=registry, multiprocess_mode="mostrecent")
             for name, text in (
@@ -106,9 +105,10 @@ class FrontMetrics(NoFrontMetrics):
             return
         for state in STATES:
             self._bytes.labels(state).set(getattr(statistics, state))
-        self._high_water.set(statistics.high_water)
-        self._reservations.inc(statistics.reservations - (shown.reservations if shown else 0))
-        self._hits.inc(statistics.hits - (shown.hits if shown else 0))
+        for field, gauge in self._gauges.items():
+            gauge.set(getattr(statistics, field))
+        for field, counter in self._counters.items():
+            counter.inc(getattr(statistics, field) - (getattr(shown, field) if shown else 0))
         self._shown = statistics
 
     def waited(self, seconds: float) -> None:

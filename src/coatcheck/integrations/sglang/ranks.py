@@ -30,7 +30,7 @@ from sglang.srt.managers.io_struct import (
 from sglang.srt.managers.schedule_batch import MultimodalInputs, MultimodalProcessorOutput
 from sglang.srt.runtime_context import get_parallel
 
-from coatcheck.arena import ArenaAddress, ArenaReader
+from coatcheck.arena import ArenaReader
 from coatcheck.delivery.leases import Leases
 from coatcheck.delivery.records import Ready
 from coatcheck.delivery.registered import Registered, relax
@@ -202,7 +202,7 @@ class RankSide:
         self._reports = push(self._context, hello.reports)
         problem = ""
         try:
-            reader = ArenaReader(ArenaAddress.from_json(hello.arena))
+            reader = ArenaReader(hello.arena)
             undo.callback(_let_go, reader)
             returns = push(self._context, hello.reports)  # another thread's
             registered = self._register(reader)

@@ -18,15 +18,16 @@ from typing import ClassVar
 
 import msgspec
 
+from coatcheck.arena import ArenaAddress
 from coatcheck.arena.handle import Handle
 from coatcheck.delivery.records import Ready, Returned
 from coatcheck.wire import Decoder, Record
 
 
 class Hello(Record, frozen=True):
-    """Tokenizer -> every rank, first and once: where the arena is (ArenaAddress as JSON), and where ranks are heard."""
+    """Tokenizer -> every rank, first and once: where the arena is, and where ranks are heard."""
 
-    arena: str
+    arena: ArenaAddress
     reports: str
 
 
