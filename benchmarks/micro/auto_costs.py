@@ -14,7 +14,7 @@ import torch
 from coatcheck.engine.model.config import DEFAULT_MODEL
 from coatcheck.engine.model.positions import ModelPositions
 from coatcheck.engine.model.qwen2_5_vl import load
-from coatcheck.engine.ranks import calibrate
+from coatcheck.engine.ranks import auto_threshold
 from coatcheck.engine.ranks.group import join
 from coatcheck.engine.ranks.plan_broadcast import PlanChannel
 from coatcheck.engine.strategies.materialize import Materialize
@@ -38,10 +38,10 @@ def measure(times: int) -> None:
     channel = PlanChannel(group, lambda arrivals, spent: None)
     for _ in range(times):
         if group.rank:
-            calibrate.follow(channel, materialize)
+            auto_threshold.follow(channel, materialize)
             continue
         start = time.perf_counter()
-        measured = calibrate.lead(channel, materialize, group.rank, handles=True)
+        measured = auto_threshold.lead(channel, materialize, group.rank, handles=True)
         sizes = ", ".join(
             f"{size / 1024:.1f} KiB {measured.inside[size] * 1e3:.2f} / {measured.handle[size] * 1e3:.2f}"
             for size in measured.inside

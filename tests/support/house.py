@@ -13,9 +13,9 @@ from fastapi import FastAPI
 from tokenizers import Tokenizer
 
 from coatcheck import wire
-from coatcheck.engine.http.app import create_app
 from coatcheck.engine.http.config import FrontendConfig
 from coatcheck.engine.http.rank_link import RankLink
+from coatcheck.engine.http.routes import create_app
 from coatcheck.engine.records import Processed, Sampling
 from coatcheck.intake.placement import BESIDE, Policy
 from coatcheck.intake.pool import Answer, WorkerPool

@@ -10,7 +10,7 @@ Invariants (``tests/delivery``):
 * Ending a loan runs inside somebody else's deallocation, often on a scheduler's thread: it only appends to a deque, and
   wakes nobody, which would cost more than all the rest. While anything is lent, a thread looks every 10 ms.
 * A copy to a GPU out of lent bytes may outlast them, if the mapping is registered with CUDA. So what is over is given
-  back when its fence has passed, which is put up after it was over (:mod:`coatcheck.delivery.registered`).
+  back when its fence has passed, which is put up after it was over (:mod:`coatcheck.delivery.upload`).
 """
 
 from __future__ import annotations

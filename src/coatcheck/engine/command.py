@@ -14,7 +14,7 @@ from coatcheck.engine.http.config import FrontendConfig
 from coatcheck.engine.model.config import DEFAULT_MODEL, EngineConfig
 from coatcheck.engine.ranks.config import RankConfig
 from coatcheck.engine.strategies.table import canonical
-from coatcheck.intake.config import MEBI
+from coatcheck.intake.limits import MEBI
 
 # Of the model's side, as every command that starts an engine takes them.
 Tp = Annotated[int, typer.Option(help="Ranks of the tensor-parallel group.")]

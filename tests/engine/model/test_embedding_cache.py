@@ -12,9 +12,9 @@ import msgspec
 import pytest
 import torch
 
-from coatcheck.engine.model.attention import KVPool
 from coatcheck.engine.model.config import DEFAULT_MODEL
 from coatcheck.engine.model.embedding_cache import EmbeddingCache
+from coatcheck.engine.model.kv_cache import KVPool
 from coatcheck.engine.model.qwen2_5_vl import load
 from coatcheck.engine.model.runner import ModelRunner
 from coatcheck.engine.records import Admit, Sampling, Work

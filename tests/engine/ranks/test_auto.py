@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from coatcheck.arena.handle import Handle
 from coatcheck.engine.ranks.auto import Auto, Line, Load, decide
-from coatcheck.engine.ranks.calibrate import LEAST_BYTES, MOST_BYTES, threshold
+from coatcheck.engine.ranks.auto_threshold import LEAST_BYTES, MOST_BYTES, threshold
 from coatcheck.engine.records import Arrived, AutoRule, Sampling
 from coatcheck.engine.strategies.timing import Timing
 from coatcheck.intake.records import Item, Tensor

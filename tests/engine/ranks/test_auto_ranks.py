@@ -9,7 +9,7 @@ import pytest
 
 from coatcheck.engine.model.config import DEFAULT_MODEL
 from coatcheck.engine.ranks import trace
-from coatcheck.engine.ranks.calibrate import LEAST_BYTES, MOST_BYTES
+from coatcheck.engine.ranks.auto_threshold import LEAST_BYTES, MOST_BYTES
 from coatcheck.engine.ranks.config import RankConfig
 from coatcheck.engine.records import Sampling
 from tests.support.engine import Engine

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from coatcheck.errors import BadRequest
-from coatcheck.intake.config import MediaLimits
+from coatcheck.intake.limits import MediaLimits
 from coatcheck.intake.media.fetch import RemoteMedia, is_public
 from coatcheck.intake.media.source import Source
 from tests.support.front_end import chat_body, chat_handler, image_part, process

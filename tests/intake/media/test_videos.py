@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coatcheck.errors import BadRequest
-from coatcheck.intake.config import MediaLimits
+from coatcheck.intake.limits import MediaLimits
 from coatcheck.intake.media.videos import Video, pixel_limits, probe, sample
 from tests.support.clips import RATE, clip, noise, sound
 

@@ -23,7 +23,7 @@ from coatcheck.engine.model_files import read_config
 from coatcheck.engine.records import Arrived, Sampling
 from coatcheck.engine.strategies.table import is_compact
 from coatcheck.errors import BadRequest, ConfigError
-from coatcheck.intake.config import MediaLimits
+from coatcheck.intake.limits import MediaLimits
 from coatcheck.intake.media.processor import MediaProcessor
 from coatcheck.intake.media.source import Source
 from coatcheck.intake.records import Item, Tensor, prompt_tokens

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from coatcheck.intake.config import MEBI, MediaLimits, PoolConfig, require
+from coatcheck.intake.config import PoolConfig
+from coatcheck.intake.limits import MEBI, MediaLimits, require
 
 
 @dataclass(frozen=True, kw_only=True)

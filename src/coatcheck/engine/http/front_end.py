@@ -7,9 +7,9 @@ import threading
 
 from coatcheck.arena import Arena
 from coatcheck.arena.queue import ArenaQueue
-from coatcheck.engine.http.app import create_app
 from coatcheck.engine.http.config import FrontendConfig
 from coatcheck.engine.http.rank_link import RankLink
+from coatcheck.engine.http.routes import create_app
 from coatcheck.engine.model_files import context_length
 from coatcheck.engine.records import RanksReady
 from coatcheck.errors import ConfigError

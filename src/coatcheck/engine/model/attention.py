@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from coatcheck.engine.model.kv_cache import KVPool
+
 NAME = "coatcheck_packed"  # as coatcheck.engine.model.qwen2_5_vl registers it with transformers
 
 
@@ -23,20 +25,6 @@ class Segment:
     start: int  # position in the sequence of its first token
     count: int  # tokens
     kv_start: int  # the request's region in the pool
-
-
-class KVPool:
-    """Keys and values of all running requests on this rank, allocated once."""
-
-    def __init__(
-        self, layers: int, heads: int, tokens: int, head_dim: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        shape = (layers, 2, heads, tokens, head_dim)  # heads: this rank's KV heads
-        self.store = torch.empty(shape, dtype=dtype, device=device)
-
-    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of a layer, each (heads, tokens, head_dim)."""
-        return self.store[index, 0], self.store[index, 1]
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 import torch
 
-from coatcheck.engine.model.attention import KVPool, Packed, Segment
+from coatcheck.engine.model.attention import Packed, Segment
 from coatcheck.engine.model.embedding_cache import EmbeddingCache
+from coatcheck.engine.model.kv_cache import KVPool
 from coatcheck.engine.model.sampling import Sampler
 from coatcheck.engine.records import Admit, Sampling, Work
 from coatcheck.engine.strategies.inputs import MultimodalInputs, MultimodalItem

@@ -63,7 +63,7 @@ def decide(cost_s: float, handover_s: float, load: Load) -> Timing:
 
 @dataclass(frozen=True)
 class Auto:
-    """Decides by what :mod:`coatcheck.engine.ranks.calibrate` measured."""
+    """Decides by what :mod:`coatcheck.engine.ranks.auto_threshold` measured."""
 
     rule: AutoRule
     costs: Mapping[str, Line] = field(default_factory=dict)  # materializing, by carrier

@@ -14,17 +14,17 @@ import zmq
 from coatcheck.arena import ArenaAddress, ArenaReader
 from coatcheck.delivery.readiness import Readiness
 from coatcheck.delivery.records import Ready
-from coatcheck.engine.model.attention import KVPool
 from coatcheck.engine.model.config import EngineConfig
 from coatcheck.engine.model.embedding_book import EmbeddingBook
 from coatcheck.engine.model.embedding_cache import EmbeddingCache
+from coatcheck.engine.model.kv_cache import KVPool
 from coatcheck.engine.model.kv_regions import Regions
 from coatcheck.engine.model.null import NullRunner
 from coatcheck.engine.model.positions import ModelPositions
 from coatcheck.engine.model.runner import ModelRunner, Runner
 from coatcheck.engine.model.schedule import Schedule
 from coatcheck.engine.model_files import check_divides, model_config, read_config
-from coatcheck.engine.ranks import calibrate
+from coatcheck.engine.ranks import auto_threshold
 from coatcheck.engine.ranks.admission import Admission
 from coatcheck.engine.ranks.auto import Auto
 from coatcheck.engine.ranks.available import Available, agree
@@ -204,9 +204,9 @@ def _calibrate(config: RankConfig, group: Group, materialize: Materialize, avail
         return Auto(AutoRule(config.auto_inside_bytes if handles else None, config.auto_timing))
     channel = PlanChannel(group, lambda arrivals, spent: None)
     if group.rank != 0:
-        calibrate.follow(channel, materialize)
+        auto_threshold.follow(channel, materialize)
         return Auto(AutoRule())
-    measured = calibrate.lead(channel, materialize, group.rank, handles)
+    measured = auto_threshold.lead(channel, materialize, group.rank, handles)
     log.info("entry rank: %s", measured)
     inside = config.auto_inside_bytes
     if handles and inside is None:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from coatcheck.errors import BadRequest
-from coatcheck.intake.config import MediaLimits
+from coatcheck.intake.limits import MediaLimits
 from coatcheck.intake.media.source import Source
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from coatcheck.intake.config import MediaLimits
+from coatcheck.intake.limits import MediaLimits
 from coatcheck.intake.media.processor import MediaProcessor, prepare
 from coatcheck.intake.media.source import Source
 from coatcheck.intake.records import Item

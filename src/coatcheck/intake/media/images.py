@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from coatcheck.errors import BadRequest
-from coatcheck.intake.media.size import check_size, too_large
+from coatcheck.intake.limits import check_size, too_large
 from coatcheck.intake.media.source import Source
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # no others: each decoder is attack surface

@@ -16,7 +16,7 @@ from PIL import Image
 from coatcheck.arena.handle import PixelForm
 from coatcheck.arena.queue import Want
 from coatcheck.errors import BadRequest
-from coatcheck.intake.config import MediaLimits
+from coatcheck.intake.limits import MediaLimits
 from coatcheck.intake.media import images, videos
 from coatcheck.intake.media.fetch import RemoteMedia
 from coatcheck.intake.media.source import Source

@@ -25,8 +25,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from coatcheck.errors import BadRequest
-from coatcheck.intake.config import MediaLimits
-from coatcheck.intake.media.size import check_size
+from coatcheck.intake.limits import MediaLimits, check_size
 
 TEMPORAL_PATCH = 2  # frames; FRAME_FACTOR of qwen-vl-utils, and temporal_patch_size of every Qwen2.5-VL
 FPS = 2.0  # frames sampled a second

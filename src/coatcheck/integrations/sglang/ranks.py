@@ -33,7 +33,7 @@ from sglang.srt.runtime_context import get_parallel
 from coatcheck.arena import ArenaReader
 from coatcheck.delivery.leases import Leases
 from coatcheck.delivery.records import Ready
-from coatcheck.delivery.registered import Registered, relax
+from coatcheck.delivery.upload import Registered, relax
 from coatcheck.errors import ConfigError, MaterializeError
 from coatcheck.integrations.sglang.codec import unpack
 from coatcheck.integrations.sglang.metrics import rank_metrics

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from coatcheck.arena import Arena, ArenaReader
-from coatcheck.delivery import registered
+from coatcheck.delivery import upload
 from coatcheck.delivery.leases import Leases
-from coatcheck.delivery.registered import Registered, relax
+from coatcheck.delivery.upload import Registered, relax
 from coatcheck.tensor_view import tensor_view
 
 NBYTES = 64 << 20
@@ -48,7 +48,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
     monkeypatch.setattr(torch.cuda, "default_stream", lambda device: made.default)
     library = SimpleNamespace(cudaThreadExchangeStreamCaptureMode=exchange)
-    monkeypatch.setattr(registered, "_runtime", lambda: library)
+    monkeypatch.setattr(upload, "_runtime", lambda: library)
     return made
 
 
@@ -75,7 +75,7 @@ def test_what_cuda_refuses_is_an_error(what: str, cuda: Any) -> None:
 
 
 def test_without_a_runtime_that_can_be_asked_nothing_is_registered(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registered, "_runtime", lambda: SimpleNamespace())
+    monkeypatch.setattr(upload, "_runtime", lambda: SimpleNamespace())
     with pytest.raises(RuntimeError, match="cannot be asked"):
         Registered(memoryview(bytes(4096)), 0, lambda: ())
     assert cuda.registered == []
