@@ -32,7 +32,8 @@ ALLOWED = {
 }  # fmt: skip
 # Libraries by the process that has them: a worker decodes, a rank computes, an event loop does neither.
 DECODE = ("PIL", "av")
-WORKER_ONLY = ("intake/worker.py", "intake/media", "engine/chat")  # and pixels.py, in a function
+# In a worker process; and pixels.py, in a function.
+WORKER_ONLY = ("intake/worker.py", "intake/media", "engine/chat", "integrations/sglang/image_worker.py")
 NO_TORCH = ("arena", "intake/pool.py", "intake/placement.py", "engine/http", "engine/launcher")
 FOREIGN = ("fastapi", "uvicorn", "starlette", "sglang", "vllm", "transformers", "PIL", "av", "typer", "rich", "openai")
 

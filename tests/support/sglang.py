@@ -34,6 +34,9 @@ def modules() -> dict[str, ModuleType]:
         async def _send_batch_request(self, tokenized_objs: Any) -> Any:
             return ["sent", *tokenized_objs]
 
+        async def _tokenize_one_request(self, obj: Any) -> Any:
+            return ["tokenized", obj]
+
         def abort_request(self, rid: str = "", abort_all: bool = False) -> Any:
             return ["aborted", rid]
 
@@ -138,6 +141,7 @@ def modules() -> dict[str, ModuleType]:
             "BatchTokenizedEmbeddingReqInput": msgspec.defstruct("Batch", ["rids", "batch"]),
         },
         "sglang.srt.managers.schedule_batch": {
+            "Modality": Modality,
             "MultimodalInputs": MultimodalInputs,
             "MultimodalDataItem": record(
                 "MultimodalDataItem", item_fields, set_hash=set_hash, set_pad_value=set_pad_value

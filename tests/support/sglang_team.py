@@ -125,7 +125,7 @@ class Team:
         """The roll call, until requests can be carried."""
         await self.until(lambda: all(told and told[0][0] == "facts" for told in self.told))
         facts = [Facts(**told.pop(0)[1]) for told in self.told]
-        tokenizer.open_arena(Settings(enabled=True, arena_bytes=ARENA, share=1.0), facts)
+        tokenizer.open_arena(Settings(enabled=True, arena_bytes=ARENA, share=1.0, whole=False, workers=None), facts)
         opening = tokenizer.opening(self.manager)
         assert opening is not None, "the entry rank and the tokenizer's process do not mean the same socket"
         await self.until(opening.done.is_set)

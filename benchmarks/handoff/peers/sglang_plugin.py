@@ -60,7 +60,9 @@ class Front(sglang.Front):
         _until(lambda: all(file.exists() for file in files), deadline, "not every rank has joined")
         server = str(self._out.socket.getsockopt_string(zmq.LAST_ENDPOINT))
         facts = [Facts(**{**json.loads(file.read_text()), "server": server}) for file in files]
-        tokenizer.open_arena(Settings(enabled=True, arena_bytes=ARENA_BYTES, share=1.0), facts)
+        tokenizer.open_arena(
+            Settings(enabled=True, arena_bytes=ARENA_BYTES, share=1.0, whole=False, workers=None), facts
+        )
         opening = tokenizer.opening(self._manager)
         assert opening is not None
         _until(opening.done.is_set, deadline, "the arena is not open")

@@ -23,10 +23,13 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from coatcheck.arena.allocator import PAGE, Allocator, pages
-from coatcheck.arena.handle import Handle, PixelForm
+from coatcheck.arena.handle import Handle, PixelForm, nbytes
 from coatcheck.arena.memory import NONCE, ArenaAddress, OwnedMemory, first_payload
-from coatcheck.errors import ArenaFull, PayloadTooLarge
+from coatcheck.errors import ArenaFull, HandleStale, PayloadTooLarge
 
 POISON = 0xA5  # debug: what a freed block is filled with, so that a late reader is noticed
 
@@ -143,6 +146,13 @@ class Arena:
         """The block's bytes, for the owner to write before ``commit``. Release it afterwards."""
         return self._memory.view[block.offset : block.offset + block.size]
 
+    def copy_of(self, handle: Handle) -> NDArray[np.uint8]:
+        """The payload's bytes, for the owner. Raises HandleStale if its block is another payload's by now."""
+        block = self._blocks.get(handle.offset)
+        if block is None or block.nonce != handle.nonce or nbytes(handle) > block.size:
+            raise HandleStale(f"no payload of {nbytes(handle)} bytes at {handle.offset}")
+        return np.frombuffer(self._memory.view[handle.offset : handle.offset + nbytes(handle)], np.uint8).copy()
+
     def cancel(self, block: Block) -> None:
         """Gives a reserved block back, once nobody can write to it any more: a worker that died has been reaped."""
         self._account("reserved", -block.size)
@@ -203,6 +213,13 @@ class Arena:
         for block in blocks:
             self._change(block, leases=1, wanted=0 if lease.ended else 1)
             lease.blocks.append(block)
+
+    def share(self, holder: str, request: str) -> None:
+        """Another request needs the blocks of one that has not ended. Raises KeyError if it has."""
+        held = self._leases[holder]
+        if held.ended:
+            raise KeyError(holder)
+        self.lease(request, list(held.blocks))
 
     def dispatch(self, request: str, readers: Iterable[int]) -> None:
         """From now on these readers may read the request's blocks, until each has acknowledged as often."""

@@ -60,12 +60,12 @@ class QueueStatistics:
 class ArenaQueue:
     """Reserves in the arena.
 
-    ``lock`` guards arena and queue where several threads use them: it is held in all calls, but for ``reserve``, which
-    takes it itself. An owner that is one thread passes a lock of its own and holds it nowhere.
+    ``lock`` guards arena and queue where several threads use them: it is held in all calls, but for ``reserve`` and
+    ``reserve_now``, which take it themselves. An owner that is one thread passes a lock of its own.
     """
 
     def __init__(self, arena: Arena, lock: threading.Lock) -> None:
-        self._arena, self._lock = arena, lock
+        self._arena, self.lock = arena, lock
         self._waited = self._turned_away = 0
         self._line: deque[_Waiter] = deque()
         self._serving = False
@@ -90,7 +90,7 @@ class ArenaQueue:
         loop = asyncio.get_running_loop()
         awake = asyncio.Event()
         waiter = _Waiter(request, wants, lambda: loop.call_soon_threadsafe(awake.set))
-        with self._lock:
+        with self.lock:
             if self._at_once(waiter):
                 assert waiter.got is not None
                 return waiter.got
@@ -103,11 +103,11 @@ class ArenaQueue:
         except TimeoutError:
             pass
         except BaseException:  # cancelled
-            with self._lock:
+            with self.lock:
                 self._leave(waiter)
                 self.cancel(request, waiter.got or ())
             raise
-        with self._lock:
+        with self.lock:
             self._leave(waiter)
             self._turned_away += waiter.got is None
         if waiter.got is None:
@@ -118,7 +118,7 @@ class ArenaQueue:
     def reserve_now(self, request: str, wants: Sequence[Want]) -> list[Reservation] | None:
         """As ``reserve``, but None if there is no room now, or somebody waits for it."""
         waiter = _Waiter(request, wants, lambda: None)
-        with self._lock:
+        with self.lock:
             return waiter.got if self._at_once(waiter) else None
 
     def _at_once(self, waiter: _Waiter) -> bool:

@@ -1,4 +1,6 @@
-"""The arena's mapping registered with CUDA, so that a copy out of it is direct, and asynchronous.
+"""Compact pixels out of the arena onto the model's device; the arena's mapping registered with CUDA for that.
+
+So a copy out of it is direct, and asynchronous.
 
 Out of pageable memory the driver copies through a buffer of its own while the scheduler's thread waits: on two H100
 16 ms for 25.8 MB, a quarter of that thread's time (docs/gpu.md). Registered, issuing the copy takes microseconds.
@@ -19,16 +21,39 @@ import ctypes
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from coatcheck.pixels import LEVELS
+
 log = logging.getLogger(__name__)
 
 _READ_ONLY = 8  # cudaHostRegisterReadOnly, driver_types.h: the mapping is read-only, and others are refused
 _RELAXED = 2  # cudaStreamCaptureModeRelaxed: calls of this thread are not forbidden during another's capture
+
+
+def widened(pixels: torch.Tensor, levels: torch.Tensor, temporal: int, area: int) -> torch.Tensor:
+    """Compact pixels of pictures as the model takes them, in memory of their own, on the levels' device and dtype.
+
+    ``pixels``: (patches, channels * area) uint8, on the CPU; ``levels``: (channels, 256), what a value becomes;
+    ``temporal``: frames in a patch. Returns (patches, channels * temporal * area).
+
+    An eighth of the bytes of float32 goes over the bus. On a GPU the copy is issued on the current stream, and nothing
+    waits if the mapping is registered.
+    """
+    channels, patches = len(levels), len(pixels)
+    index = pixels.to(levels.device, non_blocking=True).view(patches, channels, 1, area).int()
+    index += _rows(channels, levels.device)
+    return levels.view(-1)[index].expand(-1, -1, temporal, -1).reshape(patches, -1)
+
+
+@lru_cache(maxsize=8)
+def _rows(channels: int, device: torch.device) -> torch.Tensor:
+    return (torch.arange(channels, dtype=torch.int32) * LEVELS).view(1, -1, 1, 1).to(device)
 
 
 class Registered:

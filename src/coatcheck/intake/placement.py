@@ -77,10 +77,12 @@ class Placement:
         """
         if self._reserved is None:
             return done
+        assert self._queue is not None
         reserved = self._reserved
         _check(done.items, reserved)
         self._reserved = None
-        items = tuple(self._commit(item, held) for item, held in zip(done.items, reserved, strict=True))
+        with self._queue.lock:
+            items = tuple(self._commit(item, held) for item, held in zip(done.items, reserved, strict=True))
         return msgspec.structs.replace(done, items=items)
 
     def _commit(self, item: Item, held: Reservation) -> Item:
@@ -95,7 +97,8 @@ class Placement:
         if self._reserved is not None:
             assert self._queue is not None
             reserved, self._reserved = self._reserved, None
-            self._queue.cancel(self.policy.holder, reserved)
+            with self._queue.lock:
+                self._queue.cancel(self.policy.holder, reserved)
 
 
 def _slot(held: Reservation) -> Slot | Stored:

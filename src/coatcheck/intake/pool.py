@@ -86,7 +86,7 @@ class _Task:
 @dataclass(eq=False)
 class _Worker:
     identity: bytes
-    process: asyncio.subprocess.Process
+    process: process.Child
     deadline: asyncio.TimerHandle  # kills it: first bounds the start, then each job
     ready: bool = False
     task: _Task | None = None
@@ -211,8 +211,7 @@ class WorkerPool:
         await asyncio.gather(*tasks, return_exceptions=True)
         for worker in list(self._workers.values()):
             worker.deadline.cancel()
-            assert worker.process.stdin is not None
-            worker.process.stdin.close()
+            worker.process.close_input()
         ends = [asyncio.create_task(worker.process.wait()) for worker in self._workers.values()]
         if ends:
             await asyncio.wait(ends, timeout=CLOSE_TIMEOUT_S)
@@ -357,7 +356,7 @@ class WorkerPool:
         failed = 0
         for life in itertools.count():
             try:
-                worker = await self._spawn(place, life)
+                worker = self._spawn(place, life)
             except OSError as error:  # no memory or no process number left
                 status, failed = error.errno or -1, failed + 1
                 log.warning("worker %d cannot be started: %s", place, error)
@@ -377,14 +376,12 @@ class WorkerPool:
             self._settled.set()
             self._fail_waiting(self._failure)
 
-    async def _spawn(self, place: int, life: int) -> _Worker:
+    def _spawn(self, place: int, life: int) -> _Worker:
         identity = f"{place}.{life}"
         arena = self._arena.address if self._arena is not None else None
         settings = WorkerSettings(self._endpoint.address, identity, arena, *self._handler)
         environment = {**os.environ, **ENVIRONMENT, process.PARENT: str(os.getpid())}
-        child = await asyncio.create_subprocess_exec(
-            *self._command, wire.to_argument(settings), stdin=asyncio.subprocess.PIPE, env=environment
-        )
+        child = process.Child([*self._command, wire.to_argument(settings)], environment)
         worker = _Worker(identity.encode(), child, asyncio.get_running_loop().call_later(0, lambda: None))
         self._arm(worker, self._config.worker_start_timeout_s, "did not get ready in time")
         self._workers[worker.identity] = worker
@@ -396,14 +393,12 @@ class WorkerPool:
 
     def _kill(self, worker: _Worker, why: str) -> None:
         worker.why = why
-        with suppress(ProcessLookupError):
-            worker.process.kill()
+        worker.process.kill()
 
     def _bury(self, worker: _Worker) -> None:
         """Forgets a worker whose process has ended; its job fails."""
         worker.deadline.cancel()
-        if worker.process.stdin is not None:
-            worker.process.stdin.close()
+        worker.process.close_input()
         self._workers.pop(worker.identity, None)
         with suppress(ValueError):
             self._idle.remove(worker)

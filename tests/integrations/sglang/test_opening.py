@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,8 +28,8 @@ from coatcheck.integrations.sglang.rollcall import Facts
 from coatcheck.integrations.sglang.settings import Settings
 from tests.support.sglang_peer import Package, Peer, until
 
-SMALL = Settings(enabled=True, arena_bytes=2 << 20, share=0.5)
-AUTO = Settings(enabled=True, arena_bytes=None, share=1.0)
+SMALL = Settings(enabled=True, arena_bytes=2 << 20, share=0.5, whole=False, workers=None)
+AUTO = Settings(enabled=True, arena_bytes=None, share=1.0, whole=False, workers=None)
 MIB = 1 << 20
 GIB = 1 << 30
 
@@ -40,8 +41,15 @@ def quiet(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> 
     caplog.set_level(logging.INFO)
 
 
-def facts(peer: Peer, **values: int) -> list[Facts]:
-    told = {"pool_tokens": 1000, "running": 4, "input_tokens": 500, "token_bytes": 1 << 16, **values}
+def facts(peer: Peer, **values: Any) -> list[Facts]:
+    told: dict[str, Any] = {
+        "whole": False,
+        "pool_tokens": 1000,
+        "running": 4,
+        "input_tokens": 500,
+        "token_bytes": 1 << 16,
+        **values,
+    }
     return [Facts(tickets=rank.tickets, pid=rank.pid, server="", **told) for rank in peer.addresses]
 
 

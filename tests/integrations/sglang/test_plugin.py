@@ -29,6 +29,7 @@ from coatcheck.integrations.sglang.targets import (
     RECEIVE,
     SEND_BATCH,
     SEND_ONE,
+    TOKENIZE,
     WAIT_FOR_RANKS,
 )
 from tests.support.sglang_hooks import HookRegistry, HookType
@@ -46,7 +47,7 @@ async def around_async(original: Callable[..., Any], *args: Any, **kwargs: Any) 
 
 
 FACTS = Facts(
-    tickets="ipc://x", pid=1, pool_tokens=2, running=3, input_tokens=4, token_bytes=5, server="ipc://y"
+    tickets="ipc://x", pid=1, pool_tokens=2, running=3, input_tokens=4, token_bytes=5, whole=True, server="ipc://y"
 )  # fmt: skip
 
 
@@ -58,7 +59,8 @@ class Adapter:
         self.joined: list[Any] = []  # schedulers
         self.fails: Exception | None = None
         self.tokenizer = SimpleNamespace(
-            HOOKS={SEND_ONE: around_async, SEND_BATCH: around_async, ABORT: around}, open_arena=self._open
+            HOOKS={TOKENIZE: around_async, SEND_ONE: around_async, SEND_BATCH: around_async, ABORT: around},
+            open_arena=self._open,
         )
         self.ranks = SimpleNamespace(HOOKS={RECEIVE: around}, join=self._join)
 
@@ -110,10 +112,11 @@ def call(*answers: Any) -> Any:
 
 
 def results() -> list[Any]:
-    """What the four hooked functions of the adapter give."""
+    """What the five hooked functions of the adapter give."""
     manager = pkgutil.resolve_name(f"{MANAGERS}.tokenizer_manager.TokenizerManager")()
     receiver = pkgutil.resolve_name(RECEIVE.rpartition(".")[0])()
     return [
+        asyncio.run(manager._tokenize_one_request("z")),
         asyncio.run(manager._send_one_request("a")),
         asyncio.run(manager._send_batch_request(["a", "b"])),
         receiver.recv_requests(local_reqs=["c"]),
@@ -121,7 +124,7 @@ def results() -> list[Any]:
     ]
 
 
-PLAIN = [["sent", "a"], ["sent", "a", "b"], ["c", "received"], ["aborted", "d"]]
+PLAIN = [["tokenized", "z"], ["sent", "a"], ["sent", "a", "b"], ["c", "received"], ["aborted", "d"]]
 OURS = [["ours", *result] for result in PLAIN]
 READY = {"status": "ready", "coatcheck": (__version__, "", asdict(FACTS))}
 
@@ -135,7 +138,7 @@ def test_after_the_roll_call_all_hooks_act(
     assert call(dict(READY), dict(READY)) == [{"status": "ready"}] * 2  # what is ours was taken out
     assert results() == OURS
     assert warnings(caplog) == []
-    assert adapter.opened == [(Settings(True, None, 0.5), [FACTS, FACTS])]
+    assert adapter.opened == [(Settings(True, None, 0.5, whole=True, workers=None), [FACTS, FACTS])]
     assert adapter.joined == []
 
 

@@ -8,19 +8,20 @@ import pytest
 
 from coatcheck.errors import ConfigError
 from coatcheck.integrations.sglang import settings, support
-from coatcheck.integrations.sglang.settings import ARENA_MIB, ENABLED, SHARE, Settings, read
+from coatcheck.integrations.sglang.settings import ARENA_MIB, ENABLED, MODE, SHARE, WORKERS, Settings, read
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "sglang.md"
 
 
 def test_without_variables_the_documented_defaults_hold() -> None:
-    assert read({"PATH": "/bin", "COATCHECK_ADMIN_TOKEN": "x"}) == Settings(True, None, 1.0)
+    assert read({"PATH": "/bin", "COATCHECK_ADMIN_TOKEN": "x"}) == Settings(True, None, 1.0, whole=True, workers=None)
     assert read({variable.name: variable.default for variable in settings.VARIABLES}) == read({})
 
 
 def test_what_is_set_counts() -> None:
     assert read({ARENA_MIB: "auto"}) == read({})
-    assert read({ENABLED: "0", ARENA_MIB: "64", SHARE: "0.25"}) == Settings(False, 64 << 20, 0.25)
+    given = {ENABLED: "0", ARENA_MIB: "64", SHARE: "0.25", MODE: "carry", WORKERS: "3"}
+    assert read(given) == Settings(False, 64 << 20, 0.25, whole=False, workers=3)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,10 @@ def test_what_is_set_counts() -> None:
         (SHARE, "-0.1"),
         (SHARE, "nan"),
         (SHARE, "half"),
+        (MODE, ""),
+        (MODE, "Whole"),
+        (WORKERS, "0"),
+        (WORKERS, "257"),
     ],
 )
 def test_what_is_not_allowed_is_named_with_what_is(name: str, value: str) -> None:

@@ -30,7 +30,7 @@ ARENA = 1 << 20
 
 
 def settings(share: float = 1.0) -> Settings:
-    return Settings(enabled=True, arena_bytes=ARENA, share=share)
+    return Settings(enabled=True, arena_bytes=ARENA, share=share, whole=False, workers=None)
 
 
 def feature(value: float = 1.0, nbytes: int = LARGE) -> torch.Tensor:
@@ -68,7 +68,13 @@ class World:
 
     def open(self, share: float = 1.0) -> None:
         facts = [
-            Facts(tickets=rank.tickets, pid=rank.pid, pool_tokens=1, running=1, input_tokens=1, token_bytes=1, server=s)
+            Facts(
+                tickets=rank.tickets,
+                pid=rank.pid,
+                server=s,
+                whole=False,
+                **dict.fromkeys(("pool_tokens", "running", "input_tokens", "token_bytes"), 1),
+            )
             for rank, s in zip(self.peer.addresses, (SERVER, ""), strict=True)
         ]
         self.tokenizer.open_arena(settings(share), facts)

@@ -20,8 +20,9 @@ import itertools
 import logging
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -34,8 +35,11 @@ from coatcheck.arena import Arena, ArenaStatistics
 from coatcheck.arena.handle import Handle
 from coatcheck.arena.queue import ArenaQueue, Reservation, Want
 from coatcheck.delivery.records import Ready, Returned
+from coatcheck.intake.config import PoolConfig
+from coatcheck.intake.pool import WorkerPool
 from coatcheck.integrations.sglang.breaker import Breaker, Silence
 from coatcheck.integrations.sglang.codec import Digests, flat
+from coatcheck.integrations.sglang.compact import Stored, handles
 from coatcheck.integrations.sglang.pace import Pace
 from coatcheck.integrations.sglang.prepare import Announcements
 from coatcheck.integrations.sglang.processes import Processes
@@ -117,6 +121,8 @@ class ArenaOwner:
         self._silence = Silence(self._ranks, READY_TIMEOUT_S)
         self._lock = threading.Lock()  # around the arena, the breaker, what is announced, and the ways to the ranks
         self._queue = ArenaQueue(self._arena, self._lock)
+        self._before_end = list[Callable[[], None]]()
+        self._over = deque[str]()  # holders that nobody refers to any more; appended to in deallocations
         self._names = map(str, itertools.count())
         self._announcements = Announcements(self._ranks, READY_TIMEOUT_S, self._tell)
         self._missing = set(range(self._ranks))  # ranks that have not attached
@@ -168,6 +174,53 @@ class ArenaOwner:
         """Bytes of the arena."""
         return self._arena.capacity
 
+    def worker_pool(self, config: PoolConfig, handler: str, handler_config: str) -> WorkerPool:
+        """Of workers that write into this arena. It is to be closed before the owner."""
+        return WorkerPool(config, handler, handler_config, arena=self._arena, queue=self._queue)
+
+    def before_end(self, call: Callable[[], None]) -> None:
+        """``call`` is called once, on a thread, before the arena is closed. It must not take long."""
+        self._before_end.append(call)
+
+    def new_holder(self) -> str:
+        """A name under which a worker's images are kept."""
+        with self._lock:
+            return next(self._names)
+
+    def end(self, holder: str) -> None:
+        """Nobody needs what it keeps."""
+        with self._lock:
+            self._arena.end(holder)
+
+    async def check_in_stored(self, images: Sequence[Stored], body: Callable[[], bytes]) -> Ticket:
+        """As ``check_in``, of images that workers have written here already. ``body`` is called on a thread.
+
+        Raises Unpackable, Refused and Trouble; then nothing more is held than before.
+        """
+        holders = [image.holding for image in images]
+        with self._lock:
+            self._must_carry()
+            self._end_over()
+            request = next(self._names)
+            try:
+                for holding in dict.fromkeys(holders):
+                    if not isinstance(holding, ArenaHolding) or holding.owner is not self:
+                        raise Trouble("an image of another arena")
+                    self._arena.share(holding.holder, request)
+            except (KeyError, Trouble) as error:
+                self._arena.end(request)
+                raise Trouble(f"an image is not in the arena any more: {error}") from error
+        start = time.monotonic()
+        try:
+            packed = await asyncio.wrap_future(self._writers.submit(body))
+        except BaseException as error:  # cancelled, closed meanwhile, or not packable
+            with self._lock:
+                self._arena.end(request)
+            if isinstance(error, RuntimeError):
+                raise Trouble(str(error)) from error
+            raise
+        return await self._announced(request, handles(images), packed, start)
+
     async def check_in(self, parcel: Parcel) -> Ticket:
         """The inputs are in the arena, and every rank has prepared them.
 
@@ -178,6 +231,7 @@ class ArenaOwner:
         wants = [Want(one.nbytes, self._digests.known(one) or b"") for one in parcel.blocks]
         with self._lock:
             self._must_carry()
+            self._end_over()
             request = next(self._names)
         asked = time.monotonic()
         got = await self._queue.reserve(request, wants, self.pace.patience_s(nbytes, parcel.unhashed))
@@ -191,19 +245,25 @@ class ArenaOwner:
                 self._queue.cancel(request, got)
             raise Trouble(str(error)) from error
         try:
-            handles, body = await asyncio.wrap_future(storing)
+            written, body = await asyncio.wrap_future(storing)
         except asyncio.CancelledError:  # the thread, once it has begun, writes on
             storing.add_done_callback(lambda done: self._stored_for_nobody(request, got, done))
             raise
+        ticket = await self._announced(request, written, body, start)
+        self.pace.carried(nbytes, time.monotonic() - start)
+        return ticket
+
+    async def _announced(self, request: str, written: tuple[Handle, ...], body: bytes, start: float) -> Ticket:
+        """Every rank has prepared it. Else nothing is held."""
         with self._lock:
             try:
                 self._must_carry()  # a rank may have fallen silent meanwhile
             except Trouble:
                 self._arena.end(request)
                 raise
-            if handles:
+            if written:
                 self._arena.dispatch(request, range(self._ranks))
-            ticket, now = Ticket(request, body, handles), time.monotonic()
+            ticket, now = Ticket(request, body, written), time.monotonic()
             prepared = self._announcements.announce(ticket, now)
             self._silence.told(request, now)
         try:
@@ -220,7 +280,6 @@ class ArenaOwner:
             raise Refused(outcome.why)
         if outcome.end != "ready":
             raise Trouble(outcome.why)
-        self.pace.carried(nbytes, time.monotonic() - start)
         return ticket
 
     def _must_carry(self) -> None:
@@ -267,6 +326,22 @@ class ArenaOwner:
                 self._arena.end(request)
 
     # ------------------------------------------------------------------ anywhere
+
+    def copy_of(self, handle: Handle) -> torch.Tensor:
+        """The values of a block that somebody holds, uint8, of the handle's shape. Raises Trouble once it is closed."""
+        with self._lock:
+            if self._closing:
+                raise Trouble("the ranks have ended")
+            return torch.from_numpy(self._arena.copy_of(handle).reshape(handle.shape))
+
+    def over(self, holder: str) -> None:
+        """As ``end``, from within a deallocation, whatever locks its thread holds: it is ended a little later."""
+        self._over.append(holder)
+
+    def _end_over(self) -> None:
+        """Under the lock."""
+        while self._over:
+            self._arena.end(self._over.popleft())
 
     def withdraw(self, ticket: Ticket) -> None:
         """There will be no claim of it, on any rank."""
@@ -317,6 +392,11 @@ class ArenaOwner:
 
     def _end(self) -> None:
         self._closing = True
+        for call in self._before_end:
+            try:
+                call()
+            except Exception:
+                log.exception("something that writes into the arena could not be ended")
         with self._lock:
             self._queue.close()
             self._announcements.give_up("the ranks have ended")
@@ -355,6 +435,7 @@ class ArenaOwner:
 
     def _look(self, now: float) -> None:
         """Gives up what is overdue; opens and closes the breaker."""
+        self._end_over()
         self._announcements.settle(now)
         silent = self._silence.overdue(now)
         if silent:
@@ -368,3 +449,15 @@ class ArenaOwner:
             self._tell(Probe(number))
         if self._breaker.close_if_well(now):
             log.info("every rank has answered: coatcheck carries again")
+
+
+class ArenaHolding:
+    """Keeps what a holder has in the arena, until nothing refers to it any more. See :class:`.compact.Holding`."""
+
+    def __init__(self, owner: ArenaOwner, holder: str) -> None:
+        self.owner, self.holder = owner, holder
+        weakref.finalize(self, owner.over, holder).atexit = False
+
+    def read(self, handle: Handle) -> torch.Tensor:
+        """Raises Trouble if the arena is closed."""
+        return self.owner.copy_of(handle)

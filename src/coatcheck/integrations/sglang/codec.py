@@ -24,6 +24,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from coatcheck.errors import MaterializeError
+from coatcheck.integrations.sglang.compact import Compact, Stored, levels
 from coatcheck.tensor_view import tensor_view
 
 MOST_BODY = 4 << 20  # bytes: every rank gets the body by a socket; the ids of 100,000 tokens are 0.5 MB
@@ -133,8 +134,8 @@ class Digests:
         return digest
 
 
-def pack(thing: object, blocks: Sequence[torch.Tensor], lent: Iterable[torch.Tensor]) -> bytes:
-    """The body. ``blocks``: the tensors that travel beside it; ``lent``: those that a reader may leave over its block.
+def pack(thing: object, blocks: Sequence[torch.Tensor] | Sequence[Stored], lent: Iterable[torch.Tensor] = ()) -> bytes:
+    """The body. ``blocks``: what travels beside it; ``lent``: the tensors that a reader may leave over their block.
 
     Raises Unpackable.
     """
@@ -152,11 +153,21 @@ class _Pickler(pickle.Pickler):
     def __init__(self, file: io.BytesIO, blocks: dict[int, int], lent: set[int]) -> None:
         super().__init__(file, 5)
         self._blocks, self._lent = blocks, lent
+        self._levels: dict[int, bytes] = {}
 
     def reducer_override(self, one: Any) -> Any:
         """Called for what has no opcode of its own; NotImplemented: as the object itself says."""
         if isinstance(one, torch.Tensor) and id(one) in self._blocks:
             return _block, (self._blocks[id(one)], _dtype(one), tuple(one.shape), id(one) in self._lent)
+        if isinstance(one, Stored):
+            if id(one) not in self._blocks:
+                raise Unpackable("an image of another request")
+            table = one.table
+            key = id(table)
+            if key not in self._levels:  # so that a table stands in the pickle once
+                self._levels[key] = levels(table)
+            described = tuple(one.handle.shape), self._levels[key], table.temporal, table.area
+            return _compact, (self._blocks[id(one)], *described)
         if isinstance(one, torch.Tensor):
             large([one])  # raises Unpackable
             return _tensor, (_dtype(one), tuple(one.shape), flat(one).tobytes())
@@ -191,12 +202,15 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(io.BytesIO(body))
         # No method of this object: it would be in this object's memo, and the blocks held until the collector comes.
         self._block = partial(_lay, blocks)
+        self._compact = partial(_lay_compact, blocks)
 
     def find_class(self, module: str, name: str) -> Any:
         """Called for every name in the pickle."""
         if module == __name__:
             if name == _block.__name__:
                 return self._block
+            if name == _compact.__name__:
+                return self._compact
             if name == _tensor.__name__:
                 return _tensor
         if (module, name) not in ALLOWED:
@@ -211,6 +225,17 @@ def _lay(blocks: Sequence[memoryview], index: int, dtype: str, shape: tuple[int,
     return made if lent else made.clone()
 
 
+def _lay_compact(
+    blocks: Sequence[memoryview], index: int, shape: tuple[int, ...], table: bytes, temporal: int, area: int
+) -> Compact:
+    return Compact(_lay(blocks, index, "uint8", shape, lent=True), table, temporal, area)
+
+
+def _compact(index: int, shape: tuple[int, ...], table: bytes, temporal: int, area: int) -> Compact:
+    """Stands in a pickle for an image that a worker wrote."""
+    raise MaterializeError(f"block {index} is read with its body only")
+
+
 def _block(index: int, dtype: str, shape: tuple[int, ...], lent: bool) -> torch.Tensor:
     """Stands in a pickle for a tensor that travels beside it."""
     raise MaterializeError(f"block {index} is read with its body only")
@@ -223,7 +248,7 @@ def _tensor(dtype: str, shape: tuple[int, ...], data: bytes) -> torch.Tensor:
     return _view(dtype, shape, data).clone()
 
 
-_OURS = (_block, _tensor)
+_OURS = (_block, _compact, _tensor)
 
 
 def _view(dtype: str, shape: tuple[int, ...], data: bytes | memoryview) -> torch.Tensor:

@@ -35,6 +35,10 @@ Way = Literal[
 ]  # fmt: skip
 
 
+# How the inputs of a request were made, in mode whole: by workers, or by SGLang, and why.
+Taken = Literal["whole", "starting", "media", "prompt", "settings", "session", "refused", "no room", "trouble"]
+
+
 class NoFrontMetrics:
     """The tokenizer's, where metrics are off."""
 
@@ -42,6 +46,9 @@ class NoFrontMetrics:
 
     def went(self, way: Way) -> None:
         """A request with inputs was sent on."""
+
+    def taken(self, how: Taken) -> None:
+        """A request's inputs are to be made."""
 
     def arena(self, statistics: ArenaStatistics, waiting: int, aside: bool) -> None:
         """A snapshot, to be shown until the next; ``waiting``: for room; ``aside``: the breaker is open."""
@@ -68,6 +75,13 @@ class FrontMetrics(NoFrontMetrics):
             "coatcheck_sglang_requests", "Requests with inputs, by their way", ["way"], registry=registry
         )
         self._requests = {way: requests.labels(way) for way in get_args(Way)}  # from 0 on, so that rates are right
+        taken = Counter(
+            "coatcheck_sglang_processed",
+            "Requests with media in mode whole, by who processed them: workers (whole), or SGLang, and why",
+            ["how"],
+            registry=registry,
+        )
+        self._taken = {how: taken.labels(how) for how in get_args(Taken)}
         self._bytes = Gauge(*BYTES, ["state"], registry=registry, multiprocess_mode="mostrecent")
         self._gauges = {
             field: Gauge(PREFIX + name, text, registry=registry, multiprocess_mode="mostrecent")
@@ -95,6 +109,10 @@ class FrontMetrics(NoFrontMetrics):
     def went(self, way: Way) -> None:
         """Counts it."""
         self._requests[way].inc()
+
+    def taken(self, how: Taken) -> None:
+        """Counts it."""
+        self._taken[how].inc()
 
     def arena(self, statistics: ArenaStatistics, waiting: int, aside: bool) -> None:
         """Writes what is new since the last."""

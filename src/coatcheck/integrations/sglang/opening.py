@@ -34,6 +34,16 @@ class Opening:
         threading.Thread(target=self._open, name="coatcheck-opening", daemon=True).start()
 
     @property
+    def ranks(self) -> int:
+        """Of the server."""
+        return len(self._ranks)
+
+    @property
+    def whole(self) -> bool:
+        """Images may be processed in workers: it is so set, and every rank's model takes them compact."""
+        return self.settings.whole and all(rank.whole for rank in self._ranks)
+
+    @property
     def ready(self) -> ArenaOwner | None:
         """None: not yet, or not any more."""
         return None if self._owner is None or self._owner.closed.is_set() else self._owner

@@ -9,12 +9,14 @@ A rank takes part from the moment that SGLang asks it whether it is ready; until
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +38,7 @@ from coatcheck.delivery.records import Ready
 from coatcheck.delivery.upload import Registered, relax
 from coatcheck.errors import ConfigError, MaterializeError
 from coatcheck.integrations.sglang.codec import unpack
+from coatcheck.integrations.sglang.compact import Compact
 from coatcheck.integrations.sglang.metrics import rank_metrics
 from coatcheck.integrations.sglang.prepare import InputsRefused, TicketPreparer
 from coatcheck.integrations.sglang.records import (
@@ -96,6 +99,18 @@ PADDED = frozenset(
         "Qwen3VLMoeForConditionalGeneration",
     }
 )
+# Their get_image_feature was read: it concatenates features, casts them to visual.dtype, and keeps none.
+WIDENED = frozenset(
+    {
+        "Qwen2VLForConditionalGeneration",
+        "Qwen2_5_VLForConditionalGeneration",
+        "Qwen3VLForConditionalGeneration",
+        "Qwen3VLMoeForConditionalGeneration",
+        "Qwen3_5ForConditionalGeneration",
+        "Qwen3_5MoeForConditionalGeneration",
+    }
+)
+_COMPACT = "_coatcheck_compact"  # of a model: its images may be compact
 _MODELS = "sglang.srt.models."
 CLOSE_S = 5.0  # until the thread that gives back has ended
 
@@ -149,6 +164,7 @@ class RankSide:
             running=scheduler.max_running_requests,
             input_tokens=scheduler.max_req_input_len,
             token_bytes=token_bytes(scheduler.model_config.hf_config),
+            whole=_widening(scheduler.tp_worker.model_runner.model),
             # Of one server its tokenizer's process and its entry rank know the same socket; other ranks have none.
             server=_endpoint(scheduler.request_receiver.recv_from_tokenizer),
         )
@@ -260,6 +276,38 @@ class RankSide:
         if inputs.padded_input_ids is not None:
             inputs.padded_input_ids = array("q", inputs.padded_input_ids)  # which the scheduler would make of it
         return inputs
+
+
+def _widening(model: Any) -> bool:
+    """From now on the model's images may be compact: widened when it encodes them. False: not of this model.
+
+    ``get_image_feature(items)`` is where SGLang 0.5.23 has a model encode images, of whatever batch or chunk. The items
+    keep what is compact, so they can be encoded again, after a retraction say, and SGLang has nothing on the GPU that
+    it would copy down again when the step is over.
+    """
+    kind = type(model)
+    encode_images = getattr(model, "get_image_feature", None)
+    if kind.__name__ not in WIDENED or not kind.__module__.startswith(_MODELS) or encode_images is None:
+        return False
+    if _COMPACT in vars(model):
+        return True
+
+    def get_image_feature(self: Any, items: list[Any]) -> Any:
+        return encode_images([_wide(item, self.visual) for item in items])
+
+    model.get_image_feature = MethodType(get_image_feature, model)  # SGLang looks at its name, and whose it is
+    setattr(model, _COMPACT, True)
+    return True
+
+
+def _wide(item: Any, visual: Any) -> Any:
+    """The item as SGLang's own way would have brought it here; itself, if it is not compact."""
+    if not isinstance(item.feature, Compact):
+        return item
+    weight = next(visual.parameters())
+    wide = copy.copy(item)
+    wide.feature = item.feature.wide(weight.device, visual.dtype)
+    return wide
 
 
 def _let_go(reader: ArenaReader) -> None:

@@ -77,6 +77,27 @@ class Failed(Record, frozen=True):
     why: str
 
 
+class EncodedImage(Record, frozen=True):
+    """An image as the client encoded it."""
+
+    data: bytes
+    base64: bool = False  # the data is base64 of that
+
+
+class Images(Record, frozen=True):
+    """Tokenizer -> worker: the body of a job, in mode ``whole``."""
+
+    images: tuple[EncodedImage, ...]
+
+
+class ImageProcessorConfig(msgspec.Struct, frozen=True):
+    """Of which a worker makes the image processor that the tokenizer's process has."""
+
+    kind: str  # "module:Class", of transformers
+    settings: str  # JSON: keywords of its constructor
+    options: str  # JSON: keywords of every call
+
+
 class Claim(msgspec.Struct, frozen=True):
     """In place of a request's inputs, where SGLang pickles them: what each rank has prepared, or why there is none.
 

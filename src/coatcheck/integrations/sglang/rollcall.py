@@ -61,6 +61,7 @@ class Facts:
     running: int  # requests at once, at most
     input_tokens: int  # of a request, at most
     token_bytes: int  # of float32 features behind a token of an image
+    whole: bool  # its model's images may be compact
     server: str  # what tells this server from another of the same process; empty but on the entry rank
 
 

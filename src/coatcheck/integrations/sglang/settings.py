@@ -11,6 +11,10 @@ PREFIX = "COATCHECK_SGLANG_"
 ENABLED = f"{PREFIX}ENABLED"
 ARENA_MIB = f"{PREFIX}ARENA_MIB"
 SHARE = f"{PREFIX}SHARE"
+MODE = f"{PREFIX}MODE"
+WORKERS = f"{PREFIX}WORKERS"
+MODES = ("whole", "carry")
+_MOST_WORKERS = 256
 AUTO = "auto"
 _MOST_MIB = 1 << 20  # 1 TiB: more is a slip of the pen, and would be taken at once
 
@@ -35,6 +39,20 @@ VARIABLES = (
         "but at most a quarter of the memory to be had, and 16 GiB. A request without room takes SGLang's own path",
     ),
     Variable(
+        MODE,
+        "whole",
+        " or ".join(MODES),
+        "whole: workers decode and resize images, where the model is of the Qwen-VL family; what they do not take, and "
+        "carry: SGLang's own processor makes the features, and the plugin carries them",
+    ),
+    Variable(
+        WORKERS,
+        AUTO,
+        f"{AUTO}, or whole numbers, 1 to {_MOST_WORKERS}",
+        "processes that decode and resize images in mode whole; auto: the cores, less one for each rank and one more, "
+        "but at most 8",
+    ),
+    Variable(
         SHARE,
         "1",
         "0 to 1",
@@ -50,6 +68,8 @@ class Settings:
     enabled: bool
     arena_bytes: int | None  # None: as much as the server and the machine make sensible
     share: float  # 0 to 1
+    whole: bool  # mode whole, else carry
+    workers: int | None  # None: by the cores
 
 
 def read(environ: Mapping[str, str]) -> Settings:
@@ -65,16 +85,26 @@ def read(environ: Mapping[str, str]) -> Settings:
 
     if text[ENABLED] not in ("0", "1"):
         raise refuse(ENABLED)
-    size = text[ARENA_MIB]
-    if size != AUTO and not (size.isascii() and size.isdigit() and 1 <= int(size) <= _MOST_MIB):
-        raise refuse(ARENA_MIB)
+    if text[MODE] not in MODES:
+        raise refuse(MODE)
+
+    def number(name: str, most: int) -> int | None:
+        given = text[name]
+        if given == AUTO:
+            return None
+        if not (given.isascii() and given.isdigit() and 1 <= int(given) <= most):
+            raise refuse(name)
+        return int(given)
+
+    size, workers = number(ARENA_MIB, _MOST_MIB), number(WORKERS, _MOST_WORKERS)
     try:
         share = float(text[SHARE])
     except ValueError:
         raise refuse(SHARE) from None
     if not 0 <= share <= 1:
         raise refuse(SHARE)
-    return Settings(text[ENABLED] == "1", None if size == AUTO else int(size) << 20, share)
+    arena = None if size is None else size << 20
+    return Settings(text[ENABLED] == "1", arena, share, text[MODE] == "whole", workers)
 
 
 def table() -> str:

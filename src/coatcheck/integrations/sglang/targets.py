@@ -23,6 +23,7 @@ _MANAGERS = "sglang.srt.managers"
 
 SEND_ONE = f"{_MANAGERS}.tokenizer_manager.TokenizerManager._send_one_request"
 SEND_BATCH = f"{_MANAGERS}.tokenizer_manager.TokenizerManager._send_batch_request"
+TOKENIZE = f"{_MANAGERS}.tokenizer_manager.TokenizerManager._tokenize_one_request"
 ABORT = f"{_MANAGERS}.tokenizer_manager.TokenizerManager.abort_request"
 WAIT_FOR_RANKS = "sglang.srt.entrypoints.engine._wait_for_scheduler_ready"
 RECEIVE = f"{_MANAGERS}.scheduler_components.request_receiver.SchedulerRequestReceiver.recv_requests"
@@ -42,6 +43,7 @@ class Function:
 HOOKED = (
     Function(SEND_ONE, "(self, tokenized_obj)", coroutine=True),
     Function(SEND_BATCH, "(self, tokenized_objs)", coroutine=True),
+    Function(TOKENIZE, "(self, obj)", coroutine=True),
     Function(ABORT, "(self, rid=..., abort_all=...)"),
     Function(WAIT_FOR_RANKS, "(scheduler_pipe_readers, scheduler_procs)"),
     Function(RECEIVE, "(self, local_reqs=...)"),

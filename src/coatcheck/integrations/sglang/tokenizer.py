@@ -17,6 +17,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,15 +26,17 @@ from sglang.srt.environ import envs
 from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import MultimodalProcessorOutput
 
-from coatcheck.errors import ArenaError
+from coatcheck.errors import ArenaError, ConfigError
 from coatcheck.integrations.sglang.arena_owner import ArenaOwner, Refused, Trouble
 from coatcheck.integrations.sglang.codec import Remembered, Unpackable, large, leaves, pack
-from coatcheck.integrations.sglang.metrics import LAG_S, WRITE_S, FrontMetrics, NoFrontMetrics, Way
+from coatcheck.integrations.sglang.compact import Stored, stored
+from coatcheck.integrations.sglang.metrics import LAG_S, WRITE_S, FrontMetrics, NoFrontMetrics, Taken, Way
 from coatcheck.integrations.sglang.opening import Opening
 from coatcheck.integrations.sglang.records import Claim, Ticket
 from coatcheck.integrations.sglang.rollcall import Facts
 from coatcheck.integrations.sglang.settings import Settings
 from coatcheck.integrations.sglang.support import metrics_wanted
+from coatcheck.integrations.sglang.whole import Whole
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +124,9 @@ class TokenizerSide:
 
     def __init__(self, manager: Any, opening: Opening) -> None:
         self._manager, self._opening, self._share = manager, opening, opening.settings.share
+        self._whole: Whole | None = None
+        self._begun = not opening.whole  # the workers' start, or there are none
+        self.processed = Counter[Taken]()  # requests with media in mode whole
         self.counts = Counter[Way]()  # requests with inputs, by how they went: carried, or why not
         self._metrics = FrontMetrics() if metrics_wanted() else NoFrontMetrics()
         self._waiting: list[dict[str, bool]] = []  # what is sent together: whether it has been aborted, by request id
@@ -134,6 +140,27 @@ class TokenizerSide:
     def owner(self) -> ArenaOwner | None:
         """What carries requests now."""
         return self._opening.ready
+
+    def begin_whole(self) -> None:
+        """Once the arena is there, workers process what they can of this manager's media. May be called again."""
+        owner = self.owner
+        if not self._begun and owner is not None:
+            self._begun = True
+            self._beginning = asyncio.create_task(self._begin_whole(owner))
+
+    async def _begin_whole(self, owner: ArenaOwner) -> None:
+        processor, workers = self._manager.mm_processor, self._opening.settings.workers
+        try:
+            self._whole = await asyncio.to_thread(Whole, processor, owner, self._opening.ranks, workers)
+            self._whole.wrap(self._processed)
+        except ConfigError as error:
+            log.info("coatcheck carries what SGLang's processor makes (mode carry): %s", error)
+        except Exception:  # ours, whatever it is
+            log.exception("coatcheck carries what SGLang's processor makes (mode carry)")
+
+    def _processed(self, how: Taken) -> None:
+        self.processed[how] += 1
+        self._metrics.taken(how)
 
     async def check_in(self, request: Any) -> tuple[Any, Ticket | None]:
         """The request as it is to be sent, and its ticket; the request itself and None if it goes SGLang's own way.
@@ -152,7 +179,11 @@ class TokenizerSide:
         if getattr(request, "session_params", None) is not None:  # its features outlive it, and would be copied
             return self._aside(request, "session")
         try:
-            ticket = await owner.check_in(Parcel(inputs, self._hashes))
+            images = stored(inputs)
+            if images:
+                ticket = await owner.check_in_stored(images, partial(pack, inputs, images))
+            else:
+                ticket = await owner.check_in(Parcel(inputs, self._hashes))
         except ArenaError:
             self._say_no_room(owner)
             return self._aside(request, "no room")
@@ -197,6 +228,7 @@ class TokenizerSide:
                 made, tickets = [*requests], [None] * len(requests)
                 for _ in filter(None, (request.mm_inputs for request in requests)):
                     self._went("trouble")
+            made = [await _sendable(one) for one in made]
             states = [self._manager.rid_to_state.get(request.rid) for request in requests]
             own = _feature_bytes(requests) if made[0] is requests[0] and len(made) == 1 else 0
             start = time.monotonic()
@@ -291,6 +323,28 @@ async def _logged(task: Coroutine[Any, Any, None]) -> None:
         log.exception("some of coatcheck's metrics stand still from now on")
 
 
+async def _sendable(request: Any) -> Any:
+    """The request as SGLang sends it: of images that only we have, the features that its processor would have made.
+
+    Raises Trouble if the arena is closed, which it is when the server ends.
+    """
+    inputs = request.mm_inputs
+    if not isinstance(inputs, MultimodalProcessorOutput) or not stored(inputs):
+        return request
+    request = copy.copy(request)
+    request.mm_inputs = await asyncio.to_thread(_widened, inputs)
+    return request
+
+
+def _widened(inputs: Any) -> Any:
+    inputs = copy.copy(inputs)
+    inputs.mm_items = [copy.copy(item) for item in inputs.mm_items]
+    for item in inputs.mm_items:
+        if isinstance(item.feature, Stored):
+            item.feature = item.feature.wide()
+    return inputs
+
+
 def _feature_bytes(requests: Sequence[Any]) -> int:
     return sum(
         tensor.nbytes for request in requests for item in request.mm_inputs.mm_items for tensor in leaves(item.feature)
@@ -346,6 +400,17 @@ async def send_batch(original: Callable[..., Awaitable[None]], manager: Any, tok
     return await original(manager, tokenized_objs)
 
 
+async def tokenize_one(original: Callable[..., Awaitable[Any]], manager: Any, obj: Any) -> Any:
+    """Around ``TokenizerManager._tokenize_one_request``, where a manager is met first."""
+    try:
+        found = side(manager)
+        if found is not None:
+            found.begin_whole()
+    except Exception:  # ours, whatever it is
+        log.exception("coatcheck could not begin to process images; SGLang does")
+    return await original(manager, obj)
+
+
 def abort_request(original: Callable[..., None], manager: Any, rid: str = "", abort_all: bool = False) -> None:
     """Around ``TokenizerManager.abort_request``."""
     original(manager, rid, abort_all)
@@ -355,6 +420,7 @@ def abort_request(original: Callable[..., None], manager: Any, rid: str = "", ab
 
 
 HOOKS: dict[str, Callable[..., Any]] = {
+    f"{_MANAGER}._tokenize_one_request": tokenize_one,
     f"{_MANAGER}._send_one_request": send_one,
     f"{_MANAGER}._send_batch_request": send_batch,
     f"{_MANAGER}.abort_request": abort_request,
