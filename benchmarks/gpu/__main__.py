@@ -65,7 +65,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--plan", type=Path, help="default: plan.json, with --cpu plan_cpu.json, of this package")
+    parser.add_argument(
+        "--plan",
+        type=Path,
+        help="default, of this package: plan.json, with --tp 1 plan_tp1.json, with --cpu plan_cpu.json",
+    )
     parser.add_argument("--groups", type=_names, default=(), help="of the plan, in this order; default: all")
     parser.add_argument("--cells", type=_names, default=(), help="of the plan, as 32x1-1024; default: all")
     parser.add_argument("--rounds", type=int, help="default: the plan's")
@@ -76,7 +80,8 @@ def _names(value: str) -> tuple[str, ...]:
 
 
 def _chosen(parsed: argparse.Namespace) -> plan.Plan:
-    default = HERE / ("plan_cpu.json" if getattr(parsed, "cpu", False) else "plan.json")
+    name = "plan_tp1.json" if getattr(parsed, "tp", None) == 1 else "plan.json"
+    default = HERE / ("plan_cpu.json" if getattr(parsed, "cpu", False) else name)
     if parsed.rounds is not None and parsed.rounds < 1:
         raise ConfigError(f"--rounds {parsed.rounds}: allowed are whole numbers from 1 on")
     return plan.chosen(plan.read(parsed.plan or default), parsed.groups, parsed.cells, parsed.rounds)

@@ -27,7 +27,11 @@ class Contender:
 _WITHOUT = {PLUGIN: "0"}
 
 CONTENDERS: Mapping[str, Contender] = {
-    "carry": Contender("coatcheck's plugin at its default settings", {PLUGIN: "1"}),
+    "whole": Contender("coatcheck's plugin at its default settings: workers process images", {PLUGIN: "1"}),
+    "carry": Contender(
+        "coatcheck's plugin with `COATCHECK_SGLANG_MODE=carry`: SGLang processes images",
+        {PLUGIN: "1", "COATCHECK_SGLANG_MODE": "carry"},
+    ),
     "default": Contender("SGLang as installed", _WITHOUT),
     "hash": Contender("`SGLANG_MM_PRECOMPUTE_HASH=1`", {**_WITHOUT, "SGLANG_MM_PRECOMPUTE_HASH": "1"}),
     "ipc": Contender("`--mm-feature-transport cuda_ipc`", _WITHOUT, ("--mm-feature-transport", "cuda_ipc")),
@@ -43,7 +47,7 @@ CONTENDERS: Mapping[str, Contender] = {
 }
 
 
-RUNS_OUR_CODE = ("carry", "resident")  # so that a server that is left running is not used after a change
+RUNS_OUR_CODE = ("whole", "carry", "resident")  # so that a server that is left running is not used after a change
 
 
 def digest() -> str:

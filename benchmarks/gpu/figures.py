@@ -1,4 +1,4 @@
-"""A contender's figures in one cell of one group, over the rounds; its ratios to another; whether ``carry`` kept up."""
+"""A contender's figures in one cell of one group, over the rounds; the plugin's ratios to others; what it missed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.gpu.plan import BASE
+from benchmarks.gpu import plan
 from coatcheck.bench.serve.result import Report, Run
 
 CellKey = tuple[int, int, int]  # clients, images, side
@@ -66,6 +66,11 @@ def contenders(report: Report) -> list[str]:
     return [name for name in report.options["group"]["contenders"] if name in measured]
 
 
+def base(report: Report) -> str:
+    """The contender whose figures are divided by the others': the plugin, mode ``whole`` where it was measured."""
+    return plan.base(contenders(report)) or plan.BASES[-1]
+
+
 def runs(report: Report, contender: str, cell: CellKey) -> list[Run]:
     """By round."""
     found = [run for run in report.runs if run.contender == contender and (run.clients, run.images, run.side) == cell]
@@ -78,8 +83,8 @@ def over(report: Report, contender: str, cell: CellKey, figure: Figure) -> Sprea
 
 
 def ratio(report: Report, other: str, cell: CellKey, figure: Figure) -> Spread | None:
-    """``carry``'s figure over the other's, round by round: what was measured side by side is compared."""
-    ours = {run.round: figure(run) for run in runs(report, BASE, cell)}
+    """The plugin's figure over the other's, round by round: what was measured side by side is compared."""
+    ours = {run.round: figure(run) for run in runs(report, base(report), cell)}
     theirs = {run.round: figure(run) for run in runs(report, other, cell)}
     values = []
     for number in ours.keys() & theirs.keys():
@@ -95,25 +100,26 @@ def best_installed(report: Report, cell: CellKey) -> str | None:
 
 
 def misses(report: Report, cell: CellKey) -> list[str]:
-    """The goals that ``carry`` missed in the cell: names of figures, empty if it missed none or nothing is known.
+    """The goals that the plugin missed in the cell: names of figures, empty if it missed none or nothing is known.
 
     A figure is missed if it is worse than the best of SGLang's own settings by more than the spread: the wider of the
     two contenders' over the rounds. The text streams' p99 gap may be 1.1 times the best of all contenders.
     """
     found: list[str] = []
-    ours = over(report, BASE, cell, rate)
+    plugin = base(report)
+    ours = over(report, plugin, cell, rate)
     if ours is None:
         return found
     rivals = [other for name in INSTALLED if (other := over(report, name, cell, rate))]
     if any(other.mean - ours.mean > max(ours.width, other.width) for other in rivals):
         found.append(RATE)
     for name, figure in LATENCIES.items():
-        mine = over(report, BASE, cell, figure)
+        mine = over(report, plugin, cell, figure)
         theirs = [other for rival in INSTALLED if (other := over(report, rival, cell, figure))]
         if theirs and (mine is None or any(mine.mean - one.mean > max(mine.width, one.width) for one in theirs)):
             found.append(name)
     gaps = [(other.mean, name) for name in contenders(report) if (other := over(report, name, cell, gap))]
-    mine = over(report, BASE, cell, gap)
+    mine = over(report, plugin, cell, gap)
     if gaps and (mine is None or mine.mean > GAP_GOAL * min(gaps)[0]):
         found.append(GAP)
     return found

@@ -1,6 +1,6 @@
 """What is to be measured: cells, groups of contenders, rounds; what of it is left, in which order, for how long.
 
-A plan is a JSON file: plan.json for two GPUs, plan_cpu.json to try everything on a CPU.
+A plan is a JSON file: plan.json for two GPUs, plan_tp1.json for one of 139 GiB, plan_cpu.json to try it on a CPU.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from benchmarks.gpu.contenders import CONTENDERS
 from coatcheck.bench.support.turns import rotated
 from coatcheck.errors import ConfigError
 
-BASE = "carry"  # in every group: ratios are to it
+BASES = ("whole", "carry")  # every group has one: ratios are of the first that it has, over each other contender
 
 
 class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -93,11 +93,16 @@ def read(path: Path) -> Plan:
                 f"--plan: group {group.name}: no contender is called {', '.join(sorted(unknown))}; "
                 f"there are {', '.join(CONTENDERS)}"
             )
-        if BASE not in group.contenders:
-            raise ConfigError(f"--plan: group {group.name} lacks {BASE}, to which ratios are")
+        if base(group.contenders) is None:
+            raise ConfigError(f"--plan: group {group.name} lacks {' and '.join(BASES)}, of which ratios are")
         for name in group.cells:
             plan.cell(name)
     return plan
+
+
+def base(contenders: Sequence[str]) -> str | None:
+    """The one of a group whose figures are divided by the others'; None if it has none."""
+    return next((name for name in BASES if name in contenders), None)
 
 
 def chosen(plan: Plan, groups: Sequence[str], cells: Sequence[str], rounds: int | None) -> Plan:

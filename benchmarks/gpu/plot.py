@@ -9,10 +9,11 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.gpu.figures import Figure, cells, contenders, gap, over, rate
 from coatcheck.bench.serve.result import Report
-from coatcheck.bench.support.plots import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, styled
+from coatcheck.bench.support.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, styled
 
 LOOK = {  # colour, marker
-    "carry": (BLUE, "o"),
+    "whole": (BLUE, "o"),
+    "carry": (PURPLE, "p"),
     "default": (VERMILLION, "s"),
     "hash": (ORANGE, "D"),
     "ipc": (GREEN, "^"),

@@ -18,6 +18,7 @@ from benchmarks.gpu.figures import (
     CellKey,
     Figure,
     Spread,
+    base,
     best_installed,
     cells,
     contenders,
@@ -29,7 +30,6 @@ from benchmarks.gpu.figures import (
     runs,
     spread,
 )
-from benchmarks.gpu.plan import BASE
 from benchmarks.support.documents import ROOT, replaced
 from coatcheck.bench.serve.result import Report, Run
 from coatcheck.bench.support.cells import NONE, number
@@ -76,7 +76,7 @@ def machine(name: str, report: Report) -> str:
 
 
 def measured(report: Report) -> str:
-    """A row for each cell and contender; where carry misses a goal, bold."""
+    """A row for each cell and contender; where the plugin misses a goal, bold."""
     heads = ["cell", "contender", "requests/s", "latency p50 / p99, s", "TTFT p50 / p99, s"]
     heads += ["text gap p50 / p99 / max, ms", "probe p99, ms", "health p99, ms", "errors", "tokens", "uncached tokens"]
     lines = [heads, ["---", "---", *["---:"] * (len(heads) - 2)]]
@@ -84,7 +84,7 @@ def measured(report: Report) -> str:
         missed = misses(report, cell)
         for name in contenders(report):
             if found := runs(report, name, cell):
-                lines.append([_cell(cell), name, *_figures(found, missed if name == BASE else [])])
+                lines.append([_cell(cell), name, *_figures(found, missed if name == base(report) else [])])
     return _table(lines)
 
 
@@ -109,15 +109,15 @@ def _figures(found: list[Run], bold: Sequence[str]) -> list[str]:
 
 
 def ratios(report: Report) -> str:
-    """carry over every other, within the group's rounds."""
+    """The plugin over every other, within the group's rounds."""
     lines = [
-        ["cell", "carry over", "requests/s", "latency p50", "text gap p99", "goals missed"],
+        ["cell", f"{base(report)} over", "requests/s", "latency p50", "text gap p99", "goals missed"],
         ["---"] * 2 + ["---:"] * 4,
     ]
     for cell in cells(report):
         best, missed = best_installed(report, cell), ", ".join(misses(report, cell)) or "none"
         for name in contenders(report):
-            if name == BASE or not runs(report, name, cell):
+            if name == base(report) or not runs(report, name, cell):
                 continue
             label = f"{name}, the best installed" if name == best else name
             figures = (rate, LATENCIES["latency p50"], gap)
@@ -130,7 +130,7 @@ def ratios(report: Report) -> str:
 def bounds(report: Report) -> str:
     """The oracle beside what the arithmetic allows, and whether it computed what the others do."""
     heads = ["cell", "TFLOP a request, language + vision", "bound, requests/s", "resident", "share of the bound"]
-    lines = [[*heads, f"uncached tokens, resident / {BASE}", "the same work"], ["---"] + ["---:"] * 6]
+    lines = [[*heads, f"uncached tokens, resident / {base(report)}", "the same work"], ["---"] + ["---:"] * 6]
     config = json.loads(report.options["model"])
     for cell in cells(report):
         found, oracle = over(report, "resident", cell, rate), over(report, "resident", cell, uncached)
@@ -141,7 +141,7 @@ def bounds(report: Report) -> str:
         one = bound.work(config, oracle.mean, images, side, run.output_tokens)
         peaks = [peak for card in run.extra.get("gpu", []) if (peak := bound.peak(card))][: run.tp]
         limit = sum(peaks) / one.total if peaks else None
-        other = over(report, BASE, cell, uncached)
+        other = over(report, base(report), cell, uncached)
         same = other is not None and abs(oracle.mean / other.mean - 1) <= SAME_TOKENS and _encoded(report, cell)
         lines.append(
             [

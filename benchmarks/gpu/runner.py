@@ -34,6 +34,9 @@ WARM_S = 3.0  # of load for each kind of request, before anything is measured
 SPY_S = 8.0
 TOLD = re.compile(r"coatcheck (carries|stands aside)|max_total_num_tokens=\d+")  # lines of a log that are shown
 SLACK_S = 60.0  # beyond what a window should take: then it is given up
+_CARRIED = 'coatcheck_sglang_requests_total{way="carried"'
+# By contender: counters that grow in each of its windows, or the plugin did not do its work.
+WORK_OF_OURS = {"carry": (_CARRIED,), "whole": (_CARRIED, 'coatcheck_sglang_processed_total{how="whole"')}
 FAILURES = 2  # windows of a contender that may fail in a call
 
 
@@ -150,18 +153,15 @@ class Runner:
             "ready_s": server.ready_s,
         }
         extra["quiet_s"] = self._quiet(server)
-        if window.contender == "carry" and not self._carried(added):
-            self._say("WARNING: the plugin carried no request in this window; its server's log says why")
+        for name in WORK_OF_OURS.get(window.contender, ()):
+            if not any(value > 0 for counter, value in added.items() if counter.startswith(name)):
+                self._say(f"WARNING: {name}… counted nothing in this window; the server's log says why")
         return msgspec.structs.replace(run, extra=extra)
 
     async def _one(self, server: Server, load: Load, round_: int) -> Run:
         """Raises TimeoutError (an OSError) if it takes much longer than it should."""
         async with asyncio.timeout(load.ramp_s + load.window_s + self._settings.plan.overhead_s + SLACK_S):
             return await measure(server.url, load, contender=server.name, round=round_, tp=self._settings.tp)
-
-    @staticmethod
-    def _carried(added: dict[str, float]) -> bool:
-        return any(value > 0 for name, value in added.items() if 'way="carried"' in name)
 
     def _load(self, cell: Cell, ramp_s: float | None = None, window_s: float | None = None) -> Load:
         plan = self._settings.plan

@@ -11,13 +11,17 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.sglang.questions import Answers, Client, ask_one_by_one, questions
 from benchmarks.sglang.server import PEERS, SglangServer
+from benchmarks.support.questions import data_url
+from training.scenes import encode_png
 
 # By name: whether it has the plugin.
 SERVERS = {"without": False, "with": True}
+WORKERS_S = 90.0  # on two busy cores
 END_S = 20.0  # SGLang looks every 4 s whether a client is still there
 
 
@@ -53,9 +57,28 @@ class Page:
         return {sample: value for sample, value in self._values.items() if sample[0].startswith("coatcheck")}
 
     @property
+    def whole(self) -> float:
+        """Requests whose images workers of ours have processed."""
+        return self.value("coatcheck_sglang_processed_total", how="whole")
+
+    @property
     def carried(self) -> float:
         """Requests whose inputs went the plugin's way."""
         return self.value("coatcheck_sglang_requests_total", way="carried")
+
+
+def until_whole(server: SglangServer) -> None:
+    """Workers process images. They are started with the first request, and import torch and transformers."""
+    body = {
+        "text": "<|vision_start|><|image_pad|><|vision_end|>",
+        "image_data": [data_url(encode_png(Image.new("RGB", (56, 56))))],
+        "sampling_params": {"max_new_tokens": 1},
+    }
+    deadline = time.monotonic() + WORKERS_S
+    while not Page(server.url).whole:
+        assert time.monotonic() < deadline, server.log
+        httpx.post(f"{server.url}/generate", json=body, timeout=WORKERS_S).raise_for_status()
+        time.sleep(0.5)
 
 
 class Servers:
@@ -73,6 +96,8 @@ class Servers:
         self.close()
         server = SglangServer("--enable-metrics", plugin=SERVERS[name], peers=self._peers)
         self._current = name, server.__enter__()
+        if SERVERS[name]:
+            until_whole(server)
         return server
 
     async def answers(self, name: str) -> Answers:
@@ -84,11 +109,12 @@ class Servers:
 
     @contextlib.contextmanager
     def carrying(self, name: str) -> Iterator[SglangServer]:
-        """The server, of which the plugin, where there is one, carries requests meanwhile."""
+        """The server, of which the plugin, where there is one, processes and carries requests meanwhile."""
         server = self.running(name)
-        before = Page(server.url).carried
+        before = Page(server.url)
         yield server
-        assert (Page(server.url).carried > before) == SERVERS[name]
+        after = Page(server.url)
+        assert (after.carried > before.carried) == (after.whole > before.whole) == SERVERS[name]
 
     def close(self) -> None:
         """Idempotent."""

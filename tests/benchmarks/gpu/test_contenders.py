@@ -17,11 +17,12 @@ def variables(name: str, **inherited: str) -> dict[str, str]:
     return environment(BASE, CONTENDERS[name], inherited, Path("/plugins"))
 
 
-def test_only_carry_has_the_plugin_and_has_it_at_its_defaults() -> None:
+def test_two_have_the_plugin_at_its_defaults_but_for_the_mode() -> None:
     inherited = {"COATCHECK_SGLANG_ARENA_MIB": "1", PLUGIN: "1"}
     for name in CONTENDERS:
         chosen = settings.read(variables(name, **inherited))
-        assert chosen.enabled == (name == "carry")
+        assert chosen.enabled == (name in ("whole", "carry"))
+        assert chosen.whole == (name != "carry")
         assert chosen.arena_bytes == settings.read({}).arena_bytes
 
 
@@ -32,7 +33,7 @@ def test_contenders_differ_in_what_their_names_say_and_in_nothing_else() -> None
     assert options["ipc"] == [*common, "--mm-feature-transport", "cuda_ipc"]
     assert options["flag"] == [*common, "--enable-broadcast-mm-inputs-process"]
     differing = {name for name in CONTENDERS if variables(name) != variables("default")}
-    assert differing == {"carry", "hash", "resident"}
+    assert differing == {"whole", "carry", "hash", "resident"}
     assert variables("hash")["SGLANG_MM_PRECOMPUTE_HASH"] == "1"
 
 

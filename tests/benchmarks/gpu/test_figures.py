@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from benchmarks.gpu.figures import (
     LATENCIES,
+    Spread,
+    base,
     best_installed,
     cells,
     contenders,
@@ -77,3 +79,10 @@ def test_the_gap_is_compared_with_all_contenders(run: MakeRun, report: Make) -> 
 
 def test_without_carry_there_is_nothing_to_say(run: MakeRun, report: Make) -> None:
     assert misses(report(run("default")), CELL) == []
+
+
+def test_ratios_are_of_mode_whole_where_it_was_measured(run: MakeRun, report: Make) -> None:
+    made = report(run("whole", rate=30.0), run("carry", rate=15.0), run("default", rate=10.0))
+    assert base(made) == "whole"
+    assert ratio(made, "carry", CELL, rate) == Spread(2.0, 2.0, 2.0)
+    assert base(report(run("carry"), run("default"))) == "carry"

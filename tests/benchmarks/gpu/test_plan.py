@@ -7,26 +7,33 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import __main__ as command_line
-from benchmarks.gpu.plan import BASE, Cell, Group, Plan, chosen, read, schedule, windows
+from benchmarks.gpu.plan import Cell, Group, Plan, base, chosen, read, schedule, windows
 from coatcheck.errors import ConfigError
 
 HERE = Path(command_line.__file__).parent
 SMALL, LARGE = Cell(2, 1, 448, 1.0, 2.0), Cell(2, 4, 1024, 3.0, 4.0)
-GROUP = Group("g", (BASE, "default", "hash"), (SMALL.name, LARGE.name), rounds=2)
+GROUP = Group("g", ("carry", "default", "hash"), (SMALL.name, LARGE.name), rounds=2)
 PLAN = Plan((SMALL, LARGE), (GROUP,), 32, 4, 1.0, 0.5, overhead_s=1.0, start_s=10.0)
 
 
-@pytest.mark.parametrize("name", ["plan.json", "plan_cpu.json"])
+@pytest.mark.parametrize("name", ["plan.json", "plan_tp1.json", "plan_cpu.json"])
 def test_the_plans_are_plans_of_at_least_two_rounds(name: str) -> None:
     plan = read(HERE / name)
-    assert all(group.rounds >= 2 and BASE in group.contenders for group in plan.groups)
+    assert all(group.rounds >= 2 and base(group.contenders) for group in plan.groups)
 
 
 def test_the_plan_for_gpus_has_every_contender_and_cell_that_was_asked_for() -> None:
     plan = read(HERE / "plan.json")
     wanted = {(clients, *picture) for clients in (32, 96) for picture in ((1, 1024), (4, 1024), (1, 448))}
     assert {(cell.clients, cell.images, cell.side) for cell in plan.cells} == wanted
-    assert {name for group in plan.groups for name in group.contenders} >= {BASE, "default", "hash", "ipc", "flag"}
+    assert {name for group in plan.groups for name in group.contenders} >= {
+        "whole",
+        "carry",
+        "default",
+        "hash",
+        "ipc",
+        "flag",
+    }
     assert "resident" in {name for group in plan.groups for name in group.contenders}
     for group in plan.groups:
         assert set(group.cells) == {cell.name for cell in plan.cells}
@@ -37,7 +44,7 @@ def test_rounds_are_interleaved_and_every_turn_begins_with_another() -> None:
     assert len(left) == 12
     assert [window.round for window in left] == [1] * 6 + [2] * 6
     firsts = [left[at].contender for at in range(0, 12, 3)]
-    assert firsts == [BASE, "default", "default", "hash"]
+    assert firsts == ["carry", "default", "default", "hash"]
     for at in range(0, 12, 3):
         turn = left[at : at + 3]
         assert len({window.cell for window in turn}) == 1
@@ -70,8 +77,8 @@ def test_a_part_of_a_plan() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"carry", "default"', '"default"', "lacks carry"),
-        ('"default"', '"defualt"', "no contender is called defualt; there are carry"),
+        ('"whole", "default"', '"default"', "lacks whole and carry"),
+        ('"default"', '"defualt"', "no contender is called defualt; there are whole, carry"),
         ('"2x1-280"]', '"2x1-281"]', "no cell 2x1-281"),
         ('"rounds": 2', '"rouds": 2', "is no plan"),
         ('"bounds"', '"settings"', "two groups of one name"),

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-ORANGE, SKY, BLUE, VERMILLION, GREEN, BLACK, GREY = (
-    *("#E69F00", "#56B4E9", "#0072B2", "#D55E00", "#009E73", "#000000", "#999999"),
+ORANGE, SKY, BLUE, VERMILLION, GREEN, PURPLE, BLACK, GREY = (
+    *("#E69F00", "#56B4E9", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#999999"),
 )
 WIDTH_IN = 9.0
 LEAST_MS = 0.001  # where a logarithmic axis draws what is below it
