@@ -27,7 +27,7 @@ from benchmarks.sglang.server import SglangServer
 from benchmarks.support.presence import FILES, Presence, left, look
 from coatcheck.integrations.sglang.arena_owner import READY_TIMEOUT_S
 from coatcheck.integrations.sglang.targets import CALLED, HOOKED, RECORDS, USED
-from tests.sglang.conftest import Page, Servers, until_idle
+from tests.sglang.conftest import Page, Servers, until_idle, until_whole
 from tests.support import sglang_changed, sglang_witness
 from training.evaluate import Sample, held_out, held_out_form
 
@@ -42,7 +42,8 @@ SHOWN_S = 20.0
 MIB = 1 << 20
 REQUESTS = "coatcheck_sglang_requests_total"
 ASIDE = "coatcheck carries nothing for now"
-SMALL, LARGE = ((112, 140),), ((364, 448),)  # at most 0.5 MB of features, at least 1.5
+SMALL, LARGE = ((112, 140),), ((364, 448),)  # at most 0.06 MB of uint8, at least 0.4
+HUGE = ((800, 1024),)  # at least 1.9 MB
 # What SGLang leaves behind when it is killed, also without the plugin. Temporary files of ours are called coatcheck-*.
 SGLANGS = (
     *("/dev/shm/sgl_shm_mq_*", "/dev/shm/sglang_loads_*.shm", "/dev/shm/sem.mp-*"),
@@ -122,7 +123,9 @@ def start(
 @pytest.fixture(scope="module")
 def faulty(start: Start) -> Running:
     """Its arena holds less than the tests put into it."""
-    return start("--enable-metrics", COATCHECK_SGLANG_ARENA_MIB="16")
+    running = start("--enable-metrics", COATCHECK_SGLANG_ARENA_MIB="4")
+    until_whole(running.server)
+    return running
 
 
 @pytest.fixture(autouse=True)
@@ -180,7 +183,7 @@ async def test_what_sglang_refuses_on_one_rank_fails_its_request_and_no_other(fa
             assert failed.value.response.status_code == httpx.codes.INTERNAL_SERVER_ERROR
             assert "on rank 1: ValueError" in failed.value.response.text
         # They were more than the arena holds: had one kept its block, there would be no room for the next.
-        assert sum(nbytes for rank, nbytes in faulty.unpacked if rank == 1) > 16 * MIB
+        assert sum(nbytes for rank, nbytes in faulty.unpacked if rank == 1) > 4 * MIB
         before = len(faulty.unpacked)
         for asked in held_out(2, 22, LARGE):
             assert await is_right(opened, asked)
@@ -331,7 +334,8 @@ def named(prefix: str, in_share: bool) -> Iterator[str]:
 
 
 async def test_one_rank_half_of_the_requests_and_an_arena_that_is_too_small(start: Start) -> None:
-    running = start(ranks=1, COATCHECK_SGLANG_SHARE="0.5", COATCHECK_SGLANG_ARENA_MIB="1")
+    running = start("--enable-metrics", ranks=1, COATCHECK_SGLANG_SHARE="0.5", COATCHECK_SGLANG_ARENA_MIB="1")
+    until_whole(running.server)
     async with Client(running.server.url) as opened:
         await until_carried(running, opened, 1)
         assert running.said("carries multimodal inputs to 1 ranks: an arena of 1 MiB (as set), 50% of requests")
@@ -344,7 +348,7 @@ async def test_one_rank_half_of_the_requests_and_an_arena_that_is_too_small(star
 
         assert await carried(named("small, in it", True), held_out(3, 28, SMALL)) == [0, 0, 0]
         assert await carried(named("small, not in it", False), held_out(3, 28, SMALL)) == []
-        assert await carried(named("large, in it", True), held_out(3, 28, LARGE)) == []
+        assert await carried(named("large, in it", True), held_out(3, 28, HUGE)) == []
         together = zip(named("at once", True), held_out(12, 29, SMALL), strict=False)
         assert all(await asyncio.gather(*(is_right(opened, asked, rid=rid) for rid, asked in together)))
 
