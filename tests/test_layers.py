@@ -19,7 +19,7 @@ ENGINE = (*BASICS, "arena", "delivery.records", "engine.records", "engine.model_
 # What a folder may import of coatcheck, beside itself. Longest prefix counts; a name stands for all below it.
 ALLOWED = {
     "arena": ("errors", "wire", "process"),
-    "intake": (*BASICS, "arena"),
+    "intake": (*BASICS, "arena", "forkserver"),
     "delivery": (*BASICS, "arena"),
     "engine/model": (*ENGINE, "intake.records", "engine.strategies"),
     "engine/strategies": (*ENGINE, "intake.records"),

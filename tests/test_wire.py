@@ -92,9 +92,7 @@ def test_what_lies_ready_is_received_and_nothing_is_waited_for() -> None:
 
 
 def test_arguments_of_processes_come_back_as_they_were() -> None:
-    settings = WorkerSettings(
-        "ipc://x", "0.1", ArenaAddress("/proc/1/fd/3", "/proc/1/fd/4", 8192), "m:C", '{"a":"\u00e9"}'
-    )
+    settings = WorkerSettings("ipc://x", ArenaAddress("/proc/1/fd/3", "/proc/1/fd/4", 8192), "m:C", '{"a":"\u00e9"}')
     assert from_argument(to_argument(settings), WorkerSettings) == settings
     for wrong in ("", "[]", "{}", "junk"):
         with pytest.raises(WireError, match="WorkerSettings"):

@@ -34,6 +34,7 @@ from coatcheck import process
 log = logging.getLogger("coatcheck")
 
 MESSAGE = 1 << 16  # bytes of an argument, at most
+KILLED_S = 5.0  # until a process that was told to end has ended; it takes milliseconds
 
 
 class ForkServer:
@@ -44,11 +45,13 @@ class ForkServer:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         self._socket = ours
+        self._serves = False  # it has forked: before, it may be importing, and hear nothing
         self._lock = asyncio.Lock()  # an answer belongs to the request before it
         try:
             with theirs:
-                self._process = subprocess.Popen(
-                    command, stdin=theirs, env={**environment, process.PARENT: str(os.getpid())}
+                environment = {**environment, process.PARENT: str(os.getpid())}
+                self._process: subprocess.Popen[bytes] = subprocess.Popen(
+                    command, stdin=theirs.fileno(), env=environment
                 )
         except BaseException:
             ours.close()
@@ -73,23 +76,46 @@ class ForkServer:
             socket.send_fds(self._socket, [argument.encode()], [standard_input])
             await _readable(self._socket.fileno())
             answer, fds, _, _ = socket.recv_fds(self._socket, MESSAGE, 1)
+        except (BrokenPipeError, ConnectionResetError):
+            answer, fds = b"", []
         except (OSError, ValueError) as error:  # ValueError: it is closed
             raise ChildProcessError(f"the fork server cannot be asked: {error}") from error
         if not answer:
-            raise ChildProcessError("the fork server has ended")
+            await self._ended()
+            raise ChildProcessError(f"the fork server ended with status {self._process.poll()}")
         if not fds:
             raise ChildProcessError(f"the fork server cannot fork: {answer.decode()}")
+        self._serves = True
         return int(answer), fds[0]
+
+    async def _ended(self) -> None:
+        if self._process.poll() is not None:
+            return
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            await _readable(pidfd)
+        finally:
+            os.close(pidfd)
 
     def status(self) -> int | None:
         """Its exit status; None as long as it runs."""
         return self._process.poll()
 
+    async def close(self) -> None:
+        """Once its children have ended: it reaps them, and ends. By force after KILLED_S. Idempotent."""
+        self._socket.close()
+        if self._serves:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(KILLED_S):
+                    await self._ended()
+        self.kill()
+
     def kill(self) -> None:
         """At once, and its children with it; waits for it, not for them. Idempotent."""
         self._socket.close()
         self._process.kill()
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(KILLED_S)
 
 
 class ForkedChild:
@@ -101,8 +127,9 @@ class ForkedChild:
         self._input = standard_input
 
     async def wait(self) -> None:
-        """Until it has ended. To be called once; closes all that is held of it."""
-        assert self._pidfd is not None
+        """Until it has ended; then all that is held of it is closed."""
+        if self._pidfd is None:
+            return
         await _readable(self._pidfd)
         self.close_input()
         os.close(self._pidfd)
@@ -128,13 +155,11 @@ async def _readable(fd: int) -> None:
         loop.remove_reader(fd)
 
 
-def serve(run: Callable[[str], None]) -> None:
-    """In the server, once all is prepared: forks whoever ``run(argument)`` until standard input ends.
+def serve(run: Callable[[str], None]) -> NoReturn:
+    """In the server, once all is prepared: forks who does ``run(argument)``, until standard input ends; then it leaves.
 
     No thread may run by then: a child would have its locks, and not the thread.
     """
-    process.die_with_parent()
-    process.leave_signals_to_parent()
     signal.signal(signal.SIGCHLD, _reap)
     gc.collect()
     gc.freeze()  # the collector would write to every object, and so copy the page
@@ -142,21 +167,25 @@ def serve(run: Callable[[str], None]) -> None:
         while True:
             argument, fds, _, _ = socket.recv_fds(channel, MESSAGE, 1)
             if not argument:
-                return
+                _reap()
+                sys.stderr.flush()
+                os._exit(0)  # nothing is to be written back, and taking modules down costs time
             _fork(run, argument.decode(), fds[0], channel)
 
 
 def _fork(run: Callable[[str], None], argument: str, standard_input: int, channel: socket.socket) -> None:
     # Not reaped before it has a pidfd: another process could have its number.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-    parent = os.getpid()
+    parent, pid = os.getpid(), None
     try:
         pid = os.fork()
         if pid == 0:
             channel.close()
             _child(run, argument, standard_input, parent)
         pidfd = os.pidfd_open(pid)
-    except OSError as error:  # no memory or no process number left
+    except OSError as error:  # no memory, process number or descriptor left
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
         channel.send(str(error).encode())
         return
     finally:
@@ -198,4 +227,5 @@ def _reap(*_: object) -> None:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
-            log.info("process %d ended with status %d", pid, os.waitstatus_to_exitcode(status))
+            if status:
+                log.warning("process %d ended with status %d", pid, os.waitstatus_to_exitcode(status))

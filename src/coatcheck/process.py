@@ -1,15 +1,11 @@
-"""Child processes of ours: started and waited for on any event loop; they take a name, and die with their parent."""
+"""Child processes of ours take a name, leave signals to their parent, and die with it."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import ctypes
 import os
 import signal
-import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_NAME = 15
@@ -53,40 +49,3 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault(INDUCTOR, tempfile.gettempdir())
-
-
-class Child:
-    """A process with a pipe to its standard input, which ends when we close it, or end.
-
-    asyncio's own subprocesses need a child watcher, which uvloop's policy has not, and SGLang uses that.
-    """
-
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Raises OSError. It dies with the thread that calls this, if it does as ``die_with_parent`` says."""
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
-        self.pid = self._process.pid
-
-    async def wait(self) -> int:
-        """Its exit status, once it has ended; it is reaped then."""
-        status = self._process.poll()
-        if status is not None:
-            return status
-        loop, ended = asyncio.get_running_loop(), asyncio.Event()
-        fd = os.pidfd_open(self.pid)
-        try:
-            loop.add_reader(fd, ended.set)
-            await ended.wait()
-        finally:
-            loop.remove_reader(fd)
-            os.close(fd)
-        return self._process.wait()
-
-    def close_input(self) -> None:
-        """Idempotent."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
-
-    def kill(self) -> None:
-        """At once. One that has ended: nothing happens."""
-        self._process.kill()

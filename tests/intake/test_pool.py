@@ -16,44 +16,16 @@ import pytest
 from coatcheck.errors import BadRequest, Overloaded, WorkerFailed
 from coatcheck.intake.config import PoolConfig
 from coatcheck.intake.pool import WorkerPool
+from tests.support.pool_workers import command
 from tests.support.processes import runs
 
 pytestmark = pytest.mark.anyio
 
-# A worker without torch: the body says what it does.
-SCRIPT = """
-import os, sys, time, zmq
-from coatcheck import process, wire
-from coatcheck.intake.config import WorkerSettings
-from coatcheck.intake.records import Done, Failed, Job, Refused, WorkerReady
-process.die_with_parent(); process.leave_signals_to_parent()
-settings = wire.from_argument(sys.argv[1], WorkerSettings)
-socket = zmq.Context().socket(zmq.DEALER)
-socket.setsockopt(zmq.IDENTITY, settings.identity.encode())
-socket.connect(settings.pool)
-wire.send(socket, WorkerReady(pid=os.getpid()))
-poller = zmq.Poller()
-poller.register(socket, zmq.POLLIN)
-poller.register(0, zmq.POLLIN)
-while 0 not in dict(poller.poll()):
-    record, body = socket.recv_multipart()
-    job = wire.Decoder(Job)(record).job
-    match body:
-        case b"die": os._exit(3)
-        case b"sleep": time.sleep(60)
-        case b"nap": time.sleep(0.3)
-        case b"refuse": wire.send(socket, Refused(job=job, message="no", param="p", code="c")); continue
-        case b"fail": wire.send(socket, Failed(job=job, message="oops")); continue
-        case b"nonsense": socket.send(b"nonsense"); continue
-        case b"other": job += 1
-    wire.send(socket, Done(job, (), b"%d" % len(body)))
-"""
-
 
 @asynccontextmanager
-async def pool(command: str = SCRIPT, **options: Any) -> AsyncIterator[WorkerPool]:
+async def pool(kind: str = "obeys", **options: Any) -> AsyncIterator[WorkerPool]:
     config = PoolConfig(**{"workers": 1, **options})
-    made = WorkerPool(config, "none:None", "", command=(sys.executable, "-c", command))
+    made = WorkerPool(config, "none:None", "", command=command(kind))
     await made.start()
     try:
         yield made
@@ -121,10 +93,11 @@ async def test_too_many_waiting() -> None:
         await asyncio.gather(*jobs)
 
 
-async def test_workers_that_cannot_start() -> None:
-    async with pool("raise SystemExit(7)", workers=2) as workers:
+@pytest.mark.parametrize(("kind", "why"), [("no_workers", "status 7"), ("dies", "it ended")])
+async def test_workers_that_cannot_start(kind: str, why: str) -> None:
+    async with pool(kind, workers=2) as workers:
         waiting = asyncio.create_task(workers.process(b"ab"))
-        with pytest.raises(WorkerFailed, match="status 7"):
+        with pytest.raises(WorkerFailed, match=why):
             await workers.ready(15)
         with pytest.raises(WorkerFailed):
             await waiting
@@ -133,8 +106,9 @@ async def test_workers_that_cannot_start() -> None:
         assert not workers.is_ready
 
 
-async def test_a_worker_that_never_gets_ready() -> None:
-    async with pool("import time; time.sleep(60)", worker_start_timeout_s=0.1) as workers:
+@pytest.mark.parametrize("kind", ["never_ready", "stuck"])
+async def test_a_worker_that_never_gets_ready(kind: str) -> None:
+    async with pool(kind, worker_start_timeout_s=0.1) as workers:
         with pytest.raises(WorkerFailed):
             await workers.ready(15)
 
@@ -167,8 +141,9 @@ PARENT = """
 import asyncio, sys
 from coatcheck.intake.config import PoolConfig
 from coatcheck.intake.pool import WorkerPool
+from tests.support.pool_workers import command
 async def main():
-    pool = WorkerPool(PoolConfig(), "none:None", "", command=(sys.executable, "-c", sys.argv[1]))
+    pool = WorkerPool(PoolConfig(), "none:None", "", command=command("obeys"))
     await pool.start()
     await pool.ready(10)
     print(*[worker.process.pid for worker in pool._workers.values()], flush=True)
@@ -178,7 +153,7 @@ asyncio.run(main())
 
 
 async def test_workers_die_with_their_parent() -> None:
-    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", PARENT, SCRIPT, stdout=asyncio.subprocess.PIPE)
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", PARENT, stdout=asyncio.subprocess.PIPE)
     assert parent.stdout is not None
     pids = [int(pid) for pid in (await parent.stdout.readline()).split()]
     assert len(pids) == 2

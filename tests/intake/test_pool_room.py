@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,53 +18,9 @@ from coatcheck.errors import ArenaFull, BadRequest, PayloadTooLarge, WorkerFaile
 from coatcheck.intake.config import PoolConfig
 from coatcheck.intake.placement import Policy
 from coatcheck.intake.pool import WorkerPool
+from tests.support.pool_workers import command
 
 pytestmark = pytest.mark.anyio
-
-# A worker that asks for room, and then does what the body says.
-SCRIPT = """
-import os, sys, time, zmq
-from coatcheck import process, wire
-from coatcheck.arena import AttachedMemory
-from coatcheck.arena.handle import *
-from coatcheck.arena.queue import Want
-from coatcheck.intake.config import WorkerSettings
-from coatcheck.intake.records import *
-process.die_with_parent(); process.leave_signals_to_parent()
-settings = wire.from_argument(sys.argv[1], WorkerSettings)
-socket = zmq.Context().socket(zmq.DEALER)
-socket.setsockopt(zmq.IDENTITY, settings.identity.encode())
-socket.connect(settings.pool)
-memory = AttachedMemory(settings.arena, writable=True)
-wire.send(socket, WorkerReady(pid=os.getpid()))
-poller = zmq.Poller()
-poller.register(socket, zmq.POLLIN)
-poller.register(0, zmq.POLLIN)
-decode = wire.Decoder[ToWorker](ToWorker)
-asked = 0
-while 0 not in dict(poller.poll()):
-    record, body = socket.recv_multipart()
-    job = decode(record).job
-    if body == b"text":
-        wire.send(socket, Done(job, (), body))
-        continue
-    wire.send(socket, Need(job, (Want(5), Want(6 + asked * (body == b"grows")))))
-    asked += 1
-    granted = decode(socket.recv())
-    if isinstance(granted, Later):
-        continue
-    items = []
-    for place, size in zip(granted.slots, (5, 6)):
-        memory.view[place.offset : place.offset + size] = body[:1] * size
-        items.append(Item(Handle(place.offset, place.nonce, (size,), "uint8"), (1, 1, 1), 0, 1))
-    match body:
-        case b"die": os._exit(3)
-        case b"sleep": time.sleep(60)
-        case b"refuse": wire.send(socket, Refused(job, "no", "p", "c")); continue
-        case b"twice": wire.send(socket, Need(job, (Want(5), Want(6)))); time.sleep(60)
-        case b"elsewhere": items[0] = Item(Handle(0, 1, (5,), "uint8"), (1, 1, 1), 0, 1)
-    wire.send(socket, Done(job, tuple(items), body))
-"""
 
 
 @asynccontextmanager
@@ -73,8 +28,7 @@ async def pool(wait_s: float = 0.2, pages: int = 8, **options: Any) -> AsyncIter
     config = PoolConfig(**{"workers": 1, "arena_wait_s": wait_s, **options})
     with Arena(pages * PAGE) as arena:
         queue = ArenaQueue(arena, threading.Lock())
-        command = (sys.executable, "-c", SCRIPT)
-        made = WorkerPool(config, "none:None", "", arena=arena, queue=queue, command=command)
+        made = WorkerPool(config, "none:None", "", arena=arena, queue=queue, command=command("asks_for_room"))
         await made.start()
         try:
             yield made, arena
@@ -84,7 +38,7 @@ async def pool(wait_s: float = 0.2, pages: int = 8, **options: Any) -> AsyncIter
 
 async def test_a_worker_writes_in_place_and_its_blocks_are_leased() -> None:
     async with pool() as (made, arena):
-        record, frames = await made.process(b"write", Policy(holder="a"))
+        record, frames = await made.process(b"write", policy=Policy(holder="a"))
         assert frames == []
         reader = ArenaReader(arena.address)
         handles = [item.pixels for item in record.items if isinstance(item.pixels, Handle)]
@@ -99,10 +53,10 @@ async def test_a_worker_writes_in_place_and_its_blocks_are_leased() -> None:
 async def test_a_worker_s_end_costs_its_request_and_no_room(body: bytes) -> None:
     async with pool(job_timeout_s=2) as (made, arena):
         with pytest.raises((WorkerFailed, BadRequest)):
-            await made.process(body, Policy(holder="a"))
+            await made.process(body, policy=Policy(holder="a"))
         arena.end("a")
         assert arena.statistics().free == 8 * PAGE, "the range of a worker that ended did not come back"
-        await made.process(b"write", Policy(holder="b"))
+        await made.process(b"write", policy=Policy(holder="b"))
         assert arena.statistics().in_use == 2 * PAGE
 
 
@@ -110,23 +64,23 @@ async def test_no_room_in_time_is_overload_and_the_worker_lives() -> None:
     async with pool() as (made, arena):
         filled = arena.reserve(8 * PAGE)
         with pytest.raises(ArenaFull):
-            await made.process(b"write", Policy(holder="a"))
+            await made.process(b"write", policy=Policy(holder="a"))
         arena.cancel(filled)
-        await made.process(b"write", Policy(holder="b"))
+        await made.process(b"write", policy=Policy(holder="b"))
         assert made.statistics().deaths == 0
 
 
 async def test_a_client_that_leaves_the_line_holds_up_nobody() -> None:
     async with pool(wait_s=30) as (made, arena):
         filled = arena.reserve(7 * PAGE)  # one page is left; a job wants two
-        leaving = asyncio.create_task(made.process(b"write", Policy(holder="a")))
+        leaving = asyncio.create_task(made.process(b"write", policy=Policy(holder="a")))
         await made.ready(30)
         await asyncio.sleep(0.3)
         leaving.cancel()
         async with asyncio.timeout(5):  # its only worker is free again, long before the wait is over
             with pytest.raises(asyncio.CancelledError):
                 await leaving
-            waiting = asyncio.create_task(made.process(b"write", Policy(holder="b")))
+            waiting = asyncio.create_task(made.process(b"write", policy=Policy(holder="b")))
             await asyncio.sleep(0.1)
             arena.cancel(filled)
             await waiting
@@ -137,7 +91,7 @@ async def test_a_client_that_leaves_the_line_holds_up_nobody() -> None:
 async def test_waiting_for_room_is_no_time_of_the_worker_s() -> None:
     async with pool(wait_s=30, job_timeout_s=0.5) as (made, arena):
         filled = arena.reserve(8 * PAGE)
-        waiting = asyncio.create_task(made.process(b"write", Policy(holder="a")))
+        waiting = asyncio.create_task(made.process(b"write", policy=Policy(holder="a")))
         await asyncio.sleep(1)
         arena.cancel(filled)
         async with asyncio.timeout(5):
@@ -149,9 +103,9 @@ async def test_a_job_that_waits_for_room_occupies_no_worker() -> None:
     async with pool(wait_s=30, workers=2) as (made, arena):
         await made.ready(30)
         filled = arena.reserve(8 * PAGE)
-        waiting = [asyncio.create_task(made.process(b"write", Policy(holder=str(n)))) for n in range(4)]
+        waiting = [asyncio.create_task(made.process(b"write", policy=Policy(holder=str(n)))) for n in range(4)]
         async with asyncio.timeout(10):
-            done, _ = await made.process(b"text", Policy(holder="t"))
+            done, _ = await made.process(b"text", policy=Policy(holder="t"))
             assert done.result == b"text"
             while made.statistics().busy:  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.01)
@@ -166,7 +120,7 @@ async def test_who_asks_for_something_else_when_it_comes_again_is_served_or_fail
     async with pool(wait_s=30) as (made, arena):
         await made.ready(30)
         filled = arena.reserve(8 * PAGE)
-        growing = asyncio.create_task(made.process(b"grows", Policy(holder="a")))
+        growing = asyncio.create_task(made.process(b"grows", policy=Policy(holder="a")))
         await asyncio.sleep(0.2)
         arena.cancel(filled)
         async with asyncio.timeout(10):
@@ -179,7 +133,7 @@ async def test_what_can_never_fit_is_refused_and_holds_up_nobody() -> None:
     async with pool(wait_s=30, pages=1) as (made, arena):
         async with asyncio.timeout(10):
             with pytest.raises(PayloadTooLarge):
-                await made.process(b"write", Policy(holder="a"))
+                await made.process(b"write", policy=Policy(holder="a"))
             assert (await made.process(b"text"))[0].result == b"text"
         assert arena.statistics().free == PAGE
 
@@ -188,7 +142,7 @@ async def test_a_pool_that_closes_fails_who_waits_for_room() -> None:
     async with pool(wait_s=30) as (made, arena):
         await made.ready(30)
         arena.reserve(8 * PAGE)
-        waiting = asyncio.create_task(made.process(b"write", Policy(holder="a")))
+        waiting = asyncio.create_task(made.process(b"write", policy=Policy(holder="a")))
         async with asyncio.timeout(10):
             while not made._reserving:  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.01)

@@ -200,7 +200,7 @@ def chat_handler(model_dir: Path, **options: Any) -> ChatHandler:
 def process(handler: ChatHandler, body: bytes, form: PixelForm = "float32", pool: Grants | None = None) -> Made:
     """One job. ``pool``: asked for room; without slots the payloads go beside the answer."""
     writer = PayloadWriter(Job(1, form, arena=pool is not None), pool or Grants(), memoryview(b""))
-    items, result = handler.handle(body, writer)
+    items, result = handler.handle([body], writer)
     processed = wire.Decoder[Processed](Processed)(result)
     given = [slot.item.digest for slot in pool.slots if isinstance(slot, Stored)] if pool is not None else []
     beside = [item for item in items if isinstance(item.pixels, Tensor) and item.digest not in given]

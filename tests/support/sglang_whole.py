@@ -165,10 +165,12 @@ class Comparison:
             await asyncio.sleep(0.2)
         self.how.clear()
 
-    async def same(self, kind: str, images: list[Any], prompt: Any, how: str = "whole") -> Any:
-        """Both ways give the same output, or the same exception; ours went that way."""
+    async def same(self, kind: str, images: list[Any], prompt: Any, how: str = "whole", **more: Any) -> Any:
+        """Both ways give the same output, or the same exception; ours went that way. ``more``: of the request."""
         before = self.how[how]
-        theirs, ours = await _result(self.original, images, prompt), await _result(self.ours, images, prompt)
+        asked = request(**more)
+        theirs = await _result(self.original, images, prompt, asked)
+        ours = await _result(self.ours, images, prompt, asked)
         assert self.how[how] == before + 1, (kind, how, self.how)
         if isinstance(theirs, Exception):
             assert _said(ours) == _said(theirs), (kind, theirs, ours)
@@ -180,12 +182,12 @@ class Comparison:
 
 def request(**more: Any) -> Any:
     """What SGLang's processor looks at of one."""
-    return SimpleNamespace(video_data=None, audio_data=None, rid="r", mm_content_hashes=None, **more)
+    return SimpleNamespace(**{"video_data": None, "audio_data": None, "rid": "r", "mm_content_hashes": None, **more})
 
 
-async def _result(process: Callable[..., Any], images: list[Any], prompt: Any) -> Any:
+async def _result(process: Callable[..., Any], images: list[Any], prompt: Any, asked: Any) -> Any:
     try:
-        return await process(list(images), prompt, request(), max_req_input_len=8192)
+        return await process(list(images), prompt, asked, max_req_input_len=8192)
     except Exception as error:
         return error
 
@@ -278,6 +280,8 @@ async def _left_to_sglang(compared: Comparison, images: list[bytes]) -> None:
         "truncated png": saved(Image.new("RGB", (200, 200)), "PNG")[:-40],
         "broken base64": text[:-3] + "*",
         "broken data URL": "data:image/png;base64,@@@",
+        "base64 with too much padding": f"data:image/png;base64,{base64.b64encode(bytes(6)).decode()}=",
+        "too long and thin": saved(Image.new("RGB", (3000, 10)), "PNG"),
         "missing file": "/nowhere/one.png",
     }
     for name, source in broken.items():
@@ -285,6 +289,12 @@ async def _left_to_sglang(compared: Comparison, images: list[bytes]) -> None:
     await compared.same("broken: one of two", [images[0], b"junk"], f"{IMAGE}{IMAGE}", how="refused")
     await compared.same("prompt without a placeholder", [images[0]], "no placeholder", how="prompt")
     await compared.same("prompt with one too many", [images[0]], f"{IMAGE}{IMAGE}", how="prompt")
+    video = "<|video_pad|>"
+    await compared.same("prompt with a video's", images[:2], f"{IMAGE} <|image_pad|> {video}", how="prompt")
+    bare = compared._tokenizer.encode("<|image_pad|> first")
+    await compared.same("prompt that begins with a placeholder", [images[0]], bare, how="prompt")
+    wrong = ["sha256:" + "0" * 64]
+    await compared.same("a hash of the client's", [images[0]], IMAGE, how="settings", mm_content_hashes=wrong)
     await compared.same("Pillow's image", [Image.new("RGB", (64, 64), "red")], IMAGE, how="media")
     settings = ImageData(url=text, max_long_side_pixel=64)
     await compared.same("settings of an image", [settings], IMAGE, how="settings")

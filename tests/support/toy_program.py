@@ -53,7 +53,7 @@ class ToyProgram(AbstractAsyncContextManager["ToyProgram"]):
             Media(tuple(Encoded("image", image, param=f"image {at}") for at, image in enumerate(images)))
         )
         try:
-            done, _ = await self.pool.process(body, Policy("uint8", request))
+            done, _ = await self.pool.process(body, policy=Policy("uint8", request))
             handles = [item.pixels for item in done.items if isinstance(item.pixels, Handle)]
             self.arena.dispatch(request, range(READERS))
             seen = await asyncio.gather(*(asyncio.to_thread(self._seen, at, handles) for at in range(READERS)))

@@ -146,12 +146,17 @@ class Arena:
         """The block's bytes, for the owner to write before ``commit``. Release it afterwards."""
         return self._memory.view[block.offset : block.offset + block.size]
 
-    def copy_of(self, handle: Handle) -> NDArray[np.uint8]:
-        """The payload's bytes, for the owner. Raises HandleStale if its block is another payload's by now."""
+    def read(self, handle: Handle) -> NDArray[np.uint8]:
+        """The payload's bytes, for the owner, as long as somebody holds them; not to be written to.
+
+        Raises HandleStale if the block is another payload's by now.
+        """
         block = self._blocks.get(handle.offset)
         if block is None or block.nonce != handle.nonce or nbytes(handle) > block.size:
             raise HandleStale(f"no payload of {nbytes(handle)} bytes at {handle.offset}")
-        return np.frombuffer(self._memory.view[handle.offset : handle.offset + nbytes(handle)], np.uint8).copy()
+        values = np.frombuffer(self._memory.view[handle.offset : handle.offset + nbytes(handle)], np.uint8)
+        values.setflags(write=False)
+        return values
 
     def cancel(self, block: Block) -> None:
         """Gives a reserved block back, once nobody can write to it any more: a worker that died has been reaped."""

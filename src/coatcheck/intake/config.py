@@ -33,10 +33,9 @@ class PoolConfig:
 
 
 class WorkerSettings(msgspec.Struct, frozen=True):
-    """What a worker is told when it is started, on its command line (see :func:`coatcheck.wire.to_argument`)."""
+    """What all workers of a pool are told, on the command line (see :func:`coatcheck.wire.to_argument`)."""
 
     pool: str  # ZMQ address of the pool's ROUTER socket
-    identity: str  # "place.life" in the pool
     arena: ArenaAddress | None  # None: payloads ride in the message
     handler: str  # "module:Class", a coatcheck.intake.worker.Handler
     handler_config: str  # what it is made of

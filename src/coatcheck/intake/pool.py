@@ -24,10 +24,11 @@ from typing import Any
 import zmq
 import zmq.asyncio
 
-from coatcheck import process, wire
+from coatcheck import wire
 from coatcheck.arena import Arena
 from coatcheck.arena.queue import ArenaQueue
 from coatcheck.errors import ArenaError, BadRequest, Overloaded, WireError, WorkerFailed
+from coatcheck.forkserver import ForkedChild, ForkServer
 from coatcheck.intake.config import PoolConfig, WorkerSettings
 from coatcheck.intake.placement import BESIDE, Placement, Policy
 from coatcheck.intake.records import (
@@ -47,7 +48,7 @@ from coatcheck.sockets import PrivateEndpoint
 log = logging.getLogger("coatcheck.intake")
 
 COMMAND = (sys.executable, "-m", "coatcheck.intake.worker")
-START_ATTEMPTS = 3  # starts in a row that fail before a worker's place is given up
+START_ATTEMPTS = 3  # starts in a row that fail before a worker's place, or what forks them, is given up
 CLOSE_TIMEOUT_S = 1.0  # for a worker to leave by itself
 BACK_OFF_S = 0.2  # doubled with every failed start
 # One thread each, no network, no GPU: workers only prepare inputs.
@@ -77,7 +78,7 @@ class WorkerStatistics:
 @dataclass(eq=False)
 class _Task:
     job: int
-    body: wire.Buffer  # as long as it may have to be sent again
+    body: Sequence[wire.Buffer]  # frames, as long as it may have to be sent again
     placement: Placement
     answer: asyncio.Future[Answer]
     rounds: int = 0  # that it has asked for room
@@ -86,7 +87,7 @@ class _Task:
 @dataclass(eq=False)
 class _Worker:
     identity: bytes
-    process: process.Child
+    process: ForkedChild
     deadline: asyncio.TimerHandle  # kills it: first bounds the start, then each job
     ready: bool = False
     task: _Task | None = None
@@ -97,6 +98,7 @@ class _Worker:
 class _Counts:
     jobs: int = 0
     deaths: int = 0
+    starts: int = 0  # of what forks workers, since a worker was ready
     numbers: itertools.count[int] = field(default_factory=itertools.count)
 
 
@@ -126,6 +128,7 @@ class WorkerPool:
         self._idle: deque[_Worker] = deque()
         self._waiting: deque[_Task] = deque()
         self._places: list[asyncio.Task[None]] = []
+        self._fork_server: ForkServer | None = None
         self._receiver: asyncio.Task[None] | None = None
         self._counts = _Counts()
         self._failure: str | None = None
@@ -155,8 +158,8 @@ class WorkerPool:
         """A worker has been ready, and the pool has not failed since: jobs are taken, if perhaps after a restart."""
         return self._settled.is_set() and self._failure is None and not self._closed
 
-    async def process(self, body: wire.Buffer, policy: Policy = BESIDE) -> Answer:
-        """One job through a worker; the caller must not change ``body`` afterwards.
+    async def process(self, *body: wire.Buffer, policy: Policy = BESIDE) -> Answer:
+        """One job through a worker, which gets the frames ``body``; the caller must not change them afterwards.
 
         With a holder in ``policy`` the caller ends the holder in any case.
 
@@ -220,6 +223,8 @@ class WorkerPool:
         await asyncio.gather(*ends)
         for worker in list(self._workers.values()):
             self._bury(worker)
+        if self._fork_server is not None:
+            await self._fork_server.close()
         self._fail_waiting("The workers are shut down")
         self._endpoint.close()
         self._context.destroy(linger=0)
@@ -235,9 +240,9 @@ class WorkerPool:
             worker.task = task
             self._arm(worker, self._config.job_timeout_s, f"took longer than {self._config.job_timeout_s:g} s")
             policy = task.placement.policy
-            self._send(worker, Job(task.job, policy.form, bool(policy.holder)), task.body)
+            self._send(worker, Job(task.job, policy.form, bool(policy.holder)), *task.body)
             if not policy.holder:
-                task.body = b""  # ZeroMQ holds it now
+                task.body = ()  # ZeroMQ holds it now
 
     def _send(self, worker: _Worker, record: ToWorker, *frames: wire.Buffer) -> None:
         message = [worker.identity, wire.encode(record), *frames]
@@ -270,6 +275,7 @@ class WorkerPool:
         match record:
             case WorkerReady() if task is None and not worker.ready:
                 worker.ready = True
+                self._counts.starts = 0
                 self._settled.set()
                 self._free(worker)
             case Need() if task is not None and record.job == task.job:
@@ -313,7 +319,7 @@ class WorkerPool:
             grant = None
             task.answer.set_exception(error)
         if grant is not None:
-            task.body = b""  # it is not sent again
+            task.body = ()  # it is not sent again
             self._send(worker, grant)
             return
         self._send(worker, Later(need.job))
@@ -356,14 +362,15 @@ class WorkerPool:
         failed = 0
         for life in itertools.count():
             try:
-                worker = self._spawn(place, life)
-            except OSError as error:  # no memory or no process number left
-                status, failed = error.errno or -1, failed + 1
-                log.warning("worker %d cannot be started: %s", place, error)
+                worker = await self._spawn(place, life)
+            except OSError as error:  # TimeoutError is one, too
+                why, failed = str(error), failed + 1
+                log.warning("worker %d cannot be started: %s", place, why)
             else:
-                status = await worker.process.wait()
+                await worker.process.wait()
                 self._counts.deaths += 1
-                log.warning("worker %d ended with status %d %s", place, status, worker.why)
+                why = f"it {worker.why or 'ended'}"
+                log.warning("worker %d, process %d: %s", place, worker.process.pid, why)
                 self._bury(worker)
                 failed = 0 if worker.ready else failed + 1
             if failed == START_ATTEMPTS:
@@ -372,20 +379,38 @@ class WorkerPool:
                 await asyncio.sleep(BACK_OFF_S * 2**failed)
         log.error("worker %d is given up after %d failed starts", place, failed)
         if all(other.done() for other in self._places if other is not asyncio.current_task()):
-            self._failure = f"No worker can be started; the last one ended with status {status}"
+            self._failure = f"No worker can be started: {why}"
             self._settled.set()
             self._fail_waiting(self._failure)
 
-    def _spawn(self, place: int, life: int) -> _Worker:
-        identity = f"{place}.{life}"
-        arena = self._arena.address if self._arena is not None else None
-        settings = WorkerSettings(self._endpoint.address, identity, arena, *self._handler)
-        environment = {**os.environ, **ENVIRONMENT, process.PARENT: str(os.getpid())}
-        child = process.Child([*self._command, wire.to_argument(settings)], environment)
+    async def _spawn(self, place: int, life: int) -> _Worker:
+        """Raises OSError."""
+        identity, server = f"{place}.{life}", self._forking()
+        try:
+            async with asyncio.timeout(self._config.worker_start_timeout_s):
+                child = await server.fork(identity)
+        except TimeoutError:
+            server.kill()
+            raise TimeoutError("it did not get ready in time") from None
         worker = _Worker(identity.encode(), child, asyncio.get_running_loop().call_later(0, lambda: None))
         self._arm(worker, self._config.worker_start_timeout_s, "did not get ready in time")
         self._workers[worker.identity] = worker
         return worker
+
+    def _forking(self) -> ForkServer:
+        """What forks workers, started anew if it has ended. Raises OSError."""
+        last = self._fork_server
+        if last is not None and last.status() is None:
+            return last
+        if last is not None and self._counts.starts == START_ATTEMPTS:
+            raise ChildProcessError(f"the process that forks workers ended with status {last.status()}")
+        if last is not None:
+            last.kill()
+        self._counts.starts += 1
+        arena = self._arena.address if self._arena is not None else None
+        settings = WorkerSettings(self._endpoint.address, arena, *self._handler)
+        self._fork_server = ForkServer([*self._command, wire.to_argument(settings)], {**os.environ, **ENVIRONMENT})
+        return self._fork_server
 
     def _arm(self, worker: _Worker, seconds: float, why: str) -> None:
         worker.deadline.cancel()

@@ -1,8 +1,9 @@
 """The worker process: takes jobs one at a time and answers each with a record.
 
-:class:`coatcheck.intake.pool.WorkerPool` starts it with a :class:`coatcheck.intake.config.WorkerSettings` as its one
-argument. It leaves when its standard input ends, and dies with its parent. Its state is worthless: killing it costs
-the job at hand.
+:class:`coatcheck.intake.pool.WorkerPool` starts it. It leaves when its standard input ends, and dies with its parent.
+Its state is worthless: killing it costs the job at hand. Workers are forked from one process that has imported and made
+all that they need (:mod:`coatcheck.forkserver`), and is told :class:`coatcheck.intake.config.WorkerSettings` as its one
+argument.
 
 What a job's body means is the program's matter: the settings name the class that handles it.
 """
@@ -15,16 +16,18 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import zmq
 
-from coatcheck import process, wire
+from coatcheck import forkserver, process, wire
 from coatcheck.arena import ArenaAddress, AttachedMemory
 from coatcheck.errors import BadRequest, WireError
 from coatcheck.intake.config import WorkerSettings
 from coatcheck.intake.records import Done, Failed, Grant, Item, Job, Later, Need, Refused, ToWorker, WorkerReady
 from coatcheck.intake.writer import NoRoom, PayloadWriter
+from coatcheck.wire import Buffer
 
 log = logging.getLogger("coatcheck.worker")
 
@@ -32,10 +35,11 @@ log = logging.getLogger("coatcheck.worker")
 class Handler(Protocol):
     """The program's part in a worker, made there as ``HANDLER(config)`` with the pool's ``handler_config``."""
 
-    def handle(self, body: memoryview, writer: PayloadWriter) -> tuple[tuple[Item, ...], bytes]:
+    def handle(self, body: Sequence[Buffer], writer: PayloadWriter) -> tuple[tuple[Item, ...], bytes]:
         """The body's items, their payloads written by ``writer``; and what else the program wants to know, encoded.
 
-        Raises BadRequest if the body is at fault; NoRoom comes from the writer.
+        ``body``: frames, as the pool was given them. Raises BadRequest if they are at fault; NoRoom comes from the
+        writer.
         """
         ...
 
@@ -69,20 +73,27 @@ class PoolSocket:
 
 
 def main(argument: str) -> None:
-    """Serves jobs until standard input ends. ``argument``: WorkerSettings."""
+    """Forks workers until standard input ends. ``argument``: WorkerSettings."""
     settings = wire.from_argument(argument, WorkerSettings)
-    place = settings.identity.partition(".")[0]
-    process.set_name(f"coatcheck-work{place}")  # "worker0" would not fit into the kernel's 15 characters
+    process.set_name("coatcheck-works")
     process.die_with_parent()
     process.leave_signals_to_parent()
-    logging.basicConfig(format=f"%(asctime)s coatcheck-worker{place} %(levelname)s %(message)s")
+    logging.basicConfig(format="%(asctime)s coatcheck-workers %(levelname)s %(message)s")
+    forkserver.serve(partial(work, settings, _made(settings.handler, settings.handler_config)))
+
+
+def work(settings: WorkerSettings, handler: Handler, identity: str) -> None:
+    """A worker: serves jobs until standard input ends. ``identity``: "place.life" in the pool."""
+    place = identity.partition(".")[0]
+    process.set_name(f"coatcheck-work{place}")  # "worker0" would not fit into the kernel's 15 characters
+    logging.basicConfig(format=f"%(asctime)s coatcheck-worker{place} %(levelname)s %(message)s", force=True)
     context = zmq.Context()
     socket = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.IDENTITY, settings.identity.encode())
+    socket.setsockopt(zmq.IDENTITY, identity.encode())
     socket.setsockopt(zmq.LINGER, 0)
     socket.connect(settings.pool)
     try:
-        serve(socket, settings.arena, _made(settings.handler, settings.handler_config))
+        serve(socket, settings.arena, handler)
     finally:
         context.destroy(linger=0)
 
@@ -113,7 +124,7 @@ def answer(pool: PoolSocket, memory: memoryview | None, handler: Handler) -> Non
     job, frames = pool.next_job()
     writer = PayloadWriter(job, pool, memory)
     try:
-        items, result = handler.handle(frames[0], writer)
+        items, result = handler.handle(frames, writer)
         pool.answer(Done(job.job, items, result), writer.frames)
     except BadRequest as error:
         pool.answer(Refused(job.job, str(error), error.param, error.code))

@@ -16,7 +16,7 @@ PLENTY = {"available": 1 << 50, "pool_tokens": 1 << 40, "running": 1 << 20, "inp
 
 
 def size(**values: int) -> int:
-    return default_bytes(**{**PLENTY, **values})
+    return default_bytes(**{**PLENTY, **values}, whole=False)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,16 @@ def size(**values: int) -> int:
 )
 def test_it_is_twice_what_can_run_within_what_can_be_spared(values: dict[str, int], expected: int) -> None:
     assert size(**values) == expected // MIB * MIB
+
+
+def compact(**values: int) -> int:
+    return default_bytes(**{**PLENTY, **values}, whole=True)
+
+
+def test_in_mode_whole_it_is_four_times_the_compact_pixels_that_can_run() -> None:
+    assert compact(pool_tokens=100_000) == 4 * 100_000 * (TOKEN // 8) // MIB * MIB
+    assert compact() == MOST
+    assert compact(pool_tokens=1) == LEAST
 
 
 @pytest.mark.parametrize("available", [0, 4 * LEAST - 1])

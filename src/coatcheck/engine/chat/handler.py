@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 
 import msgspec
 
@@ -15,7 +16,7 @@ from coatcheck.errors import BadRequest, ConfigError
 from coatcheck.intake.media.processor import MediaProcessor, prepare
 from coatcheck.intake.records import Item, prompt_tokens
 from coatcheck.intake.writer import PayloadWriter
-from coatcheck.wire import encode, from_argument
+from coatcheck.wire import Buffer, encode, from_argument
 
 
 class ChatHandler:
@@ -33,9 +34,9 @@ class ChatHandler:
         self._stop_ids = model_files.stop_ids(directory) or self._prompt.stop_ids
         self._media = MediaProcessor(directory, self._config)
 
-    def handle(self, body: bytes | memoryview, writer: PayloadWriter) -> tuple[tuple[Item, ...], bytes]:
+    def handle(self, body: Sequence[Buffer], writer: PayloadWriter) -> tuple[tuple[Item, ...], bytes]:
         """See :class:`coatcheck.intake.worker.Handler`. The second is a Processed."""
-        chat = schema.parse(body, self._config.model_name, self._config.max_images, self._config.max_videos)
+        chat = schema.parse(body[0], self._config.model_name, self._config.max_images, self._config.max_videos)
         try:
             prompt = self._prompt.encode(chat, self._context)
         except UnicodeError:  # a lone surrogate: JSON can spell it, UTF-8 cannot

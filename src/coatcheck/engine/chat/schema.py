@@ -14,6 +14,7 @@ import msgspec
 
 from coatcheck.errors import BadRequest
 from coatcheck.intake.media.source import Source
+from coatcheck.wire import Buffer
 
 MAX_STOP_STRINGS = 4  # as at OpenAI
 MAX_STOP_LENGTH = 1024  # characters; bounds what the matcher holds back
@@ -120,7 +121,7 @@ _unsupported = msgspec.json.Decoder(
 )
 
 
-def parse(body: bytes | memoryview, model_name: str, max_images: int, max_videos: int) -> ChatRequest:
+def parse(body: Buffer, model_name: str, max_images: int, max_videos: int) -> ChatRequest:
     """A request that is right in itself (images and videos are not looked at, tokens not counted).
 
     Raises BadRequest.

@@ -101,7 +101,7 @@ class Chat:
         request = secrets.token_hex(16)
         async with until_client_leaves(receive):
             with self._leases(request):
-                done, frames = await self._pool.process(body, self._policy(request, strategy))
+                done, frames = await self._pool.process(body, policy=self._policy(request, strategy))
                 del body
                 processed = self._decode(done.result)
                 tokens = prompt_tokens(processed.ids, done.items)

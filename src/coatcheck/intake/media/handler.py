@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from coatcheck.intake.media.processor import MediaProcessor, prepare
 from coatcheck.intake.media.source import Source
 from coatcheck.intake.records import Item
 from coatcheck.intake.writer import PayloadWriter
-from coatcheck.wire import Decoder, Record, from_argument
+from coatcheck.wire import Buffer, Decoder, Record, from_argument
 
 HANDLER = "coatcheck.intake.media.handler:MediaHandler"  # for a pool
 
@@ -48,10 +49,10 @@ class MediaHandler:
         self._processor = MediaProcessor(Path(config.model_dir), config.limits)
         self._decode: Decoder[Any] = Decoder(Media)
 
-    def handle(self, body: bytes | memoryview, writer: PayloadWriter) -> tuple[tuple[Item, ...], bytes]:
+    def handle(self, body: Sequence[Buffer], writer: PayloadWriter) -> tuple[tuple[Item, ...], bytes]:
         """The media of a :class:`Media`, in order; nothing beside. Raises BadRequest and NoRoom."""
         opened = []
-        for encoded in self._decode(body).media:
+        for encoded in self._decode(body[0]).media:
             source = Source(encoded.kind, encoded.param, encoded.url)
             known = self._processor.open_bytes(source, encoded.data) if encoded.data else self._processor.open(source)
             opened.append(known)

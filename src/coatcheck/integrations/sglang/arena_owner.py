@@ -332,7 +332,8 @@ class ArenaOwner:
         with self._lock:
             if self._closing:
                 raise Trouble("the ranks have ended")
-            return torch.from_numpy(self._arena.copy_of(handle).reshape(handle.shape))
+            values = self._arena.read(handle)
+        return torch.from_numpy(values.reshape(handle.shape).copy())  # whoever asks holds it
 
     def over(self, holder: str) -> None:
         """As ``end``, from within a deallocation, whatever locks its thread holds: it is ended a little later."""

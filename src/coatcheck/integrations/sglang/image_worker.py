@@ -7,14 +7,15 @@ it.
 
 from __future__ import annotations
 
-import base64
 import importlib
 import io
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import PIL
+import pybase64  # SGLang's: what it refuses, we refuse
 import torch
 import transformers
 from blake3 import blake3
@@ -24,9 +25,9 @@ from coatcheck.arena.queue import Want
 from coatcheck.errors import BadRequest, ConfigError
 from coatcheck.intake.records import Item, Slot, Stored
 from coatcheck.intake.writer import PayloadWriter
-from coatcheck.integrations.sglang.records import EncodedImage, ImageProcessorConfig, Images
+from coatcheck.integrations.sglang.records import ImageProcessorConfig, Images
 from coatcheck.pixels import PixelTable
-from coatcheck.wire import Decoder, from_argument
+from coatcheck.wire import Buffer, Decoder, from_argument
 
 logging.getLogger("torchao").setLevel(logging.ERROR)  # which says at import what it cannot load; nobody needs it here
 
@@ -68,24 +69,25 @@ class ImageHandler:
         self._key = blake3(how.encode()).digest()  # the same bytes, processed otherwise, are another image
         self._decode = Decoder[Images](Images)
 
-    def handle(self, body: bytes | memoryview, writer: PayloadWriter) -> tuple[tuple[Item, ...], bytes]:
+    def handle(self, body: Sequence[Buffer], writer: PayloadWriter) -> tuple[tuple[Item, ...], bytes]:
         """The images of an :class:`Images`, in order; nothing beside. Raises BadRequest and NoRoom."""
-        opened = [self._open(image) for image in self._decode(body).images]
+        kinds = self._decode(body[0]).base64
+        opened = [self._open(image, base64) for image, base64 in zip(body[1:], kinds, strict=True)]
         slots = writer.reserve([want for _, want in opened])
         items = []
         for (image, want), slot in zip(opened, slots, strict=True):
             items.append(slot.item if isinstance(slot, Stored) else self._item(image, want, slot, writer))
         return tuple(items), b""
 
-    def _open(self, encoded: EncodedImage) -> tuple[Image.Image, Want]:
+    def _open(self, encoded: Buffer, base64: bool) -> tuple[Image.Image, Want]:
         """The image, its header read, and the room that it needs."""
         try:
-            data = base64.b64decode(encoded.data, validate=True) if encoded.base64 else encoded.data
+            data = pybase64.b64decode(encoded, validate=True) if base64 else bytes(encoded)
             image = Image.open(io.BytesIO(data))
+            width, height = image.size
+            patches = self._processor.get_number_of_image_patches(height, width, dict(self._options))
         except Exception as error:  # Pillow's parsers raise whatever they trip over
             raise _unreadable(error) from error
-        width, height = image.size
-        patches = self._processor.get_number_of_image_patches(height, width, dict(self._options))
         nbytes = patches * 3 * self._processor.patch_size**2
         return image, Want(nbytes, blake3(data, key=self._key).digest())
 

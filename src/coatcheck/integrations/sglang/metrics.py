@@ -36,7 +36,20 @@ Way = Literal[
 
 
 # How the inputs of a request were made, in mode whole: by workers, or by SGLang, and why.
-Taken = Literal["whole", "starting", "media", "prompt", "settings", "session", "refused", "no room", "trouble"]
+Taken = Literal[
+    "whole",
+    "not in the share",
+    "breaker open",
+    "starting",
+    "busy",
+    "media",
+    "prompt",
+    "settings",
+    "session",
+    "refused",
+    "no room",
+    "trouble",
+]
 
 
 class NoFrontMetrics:

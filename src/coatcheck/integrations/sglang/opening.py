@@ -77,6 +77,7 @@ class Opening:
             return self.settings.arena_bytes, "as set"
         least = min(self._ranks, key=lambda rank: rank.pool_tokens)
         size = default_bytes(
-            available().nbytes, least.pool_tokens, least.running, least.input_tokens, least.token_bytes
+            *(available().nbytes, least.pool_tokens, least.running, least.input_tokens, least.token_bytes),
+            whole=self.whole,
         )
         return size, "auto"

@@ -14,6 +14,7 @@ Way of a start, and of a request::
 
 from __future__ import annotations
 
+import zlib
 from typing import ClassVar
 
 import msgspec
@@ -77,17 +78,10 @@ class Failed(Record, frozen=True):
     why: str
 
 
-class EncodedImage(Record, frozen=True):
-    """An image as the client encoded it."""
-
-    data: bytes
-    base64: bool = False  # the data is base64 of that
-
-
 class Images(Record, frozen=True):
-    """Tokenizer -> worker: the body of a job, in mode ``whole``."""
+    """Tokenizer -> worker, in mode ``whole``: the first frame of a job's body. A frame for each image follows."""
 
-    images: tuple[EncodedImage, ...]
+    base64: tuple[bool, ...]  # whether an image's frame is base64 of it
 
 
 class ImageProcessorConfig(msgspec.Struct, frozen=True):
@@ -111,3 +105,8 @@ class Claim(msgspec.Struct, frozen=True):
 
 to_ranks = Decoder[Hello | Ticket | Withdrawn | Probe | Goodbye](Hello | Ticket | Withdrawn | Probe | Goodbye)
 from_ranks = Decoder[Attached | Ready | Failed | Returned | Alive](Attached | Ready | Failed | Returned | Alive)
+
+
+def in_share(rid: str, share: float) -> bool:
+    """Whether a request may go our way: by its id alone, so that one that is sent again goes the same way."""
+    return zlib.crc32(rid.encode()) < share * (1 << 32)

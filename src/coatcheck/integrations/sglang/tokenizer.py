@@ -14,7 +14,6 @@ import asyncio
 import copy
 import logging
 import time
-import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from functools import partial
@@ -32,7 +31,7 @@ from coatcheck.integrations.sglang.codec import Remembered, Unpackable, large, l
 from coatcheck.integrations.sglang.compact import Stored, stored
 from coatcheck.integrations.sglang.metrics import LAG_S, WRITE_S, FrontMetrics, NoFrontMetrics, Taken, Way
 from coatcheck.integrations.sglang.opening import Opening
-from coatcheck.integrations.sglang.records import Claim, Ticket
+from coatcheck.integrations.sglang.records import Claim, Ticket, in_share
 from coatcheck.integrations.sglang.rollcall import Facts
 from coatcheck.integrations.sglang.settings import Settings
 from coatcheck.integrations.sglang.support import metrics_wanted
@@ -151,7 +150,7 @@ class TokenizerSide:
     async def _begin_whole(self, owner: ArenaOwner) -> None:
         processor, workers = self._manager.mm_processor, self._opening.settings.workers
         try:
-            self._whole = await asyncio.to_thread(Whole, processor, owner, self._opening.ranks, workers)
+            self._whole = await asyncio.to_thread(Whole, processor, owner, self._opening.ranks, workers, self._share)
             self._whole.wrap(self._processed)
         except ConfigError as error:
             log.info("coatcheck carries what SGLang's processor makes (mode carry): %s", error)
@@ -160,7 +159,10 @@ class TokenizerSide:
 
     def _processed(self, how: Taken) -> None:
         self.processed[how] += 1
-        self._metrics.taken(how)
+        try:
+            self._metrics.taken(how)
+        except Exception:
+            self._say("metrics", logging.ERROR, "coatcheck's metrics could not be written", exc_info=True)
 
     async def check_in(self, request: Any) -> tuple[Any, Ticket | None]:
         """The request as it is to be sent, and its ticket; the request itself and None if it goes SGLang's own way.
@@ -170,7 +172,7 @@ class TokenizerSide:
         inputs, owner = request.mm_inputs, self.owner
         if not isinstance(inputs, MultimodalProcessorOutput) or not inputs.mm_items:
             return request, None
-        if zlib.crc32(request.rid.encode()) >= self._share * (1 << 32):
+        if not stored(inputs) and not in_share(request.rid, self._share):  # else that was decided before
             return self._aside(request, "not in the share")
         if owner is None:
             return self._aside(request, "not attached")
@@ -228,11 +230,11 @@ class TokenizerSide:
                 made, tickets = [*requests], [None] * len(requests)
                 for _ in filter(None, (request.mm_inputs for request in requests)):
                     self._went("trouble")
-            made = [await _sendable(one) for one in made]
             states = [self._manager.rid_to_state.get(request.rid) for request in requests]
             own = _feature_bytes(requests) if made[0] is requests[0] and len(made) == 1 else 0
             start = time.monotonic()
             try:
+                made = [await _sendable(one) for one in made]
                 await send(made)
             except BaseException:
                 # Without a state nobody knows whether it went out: then the ranks must keep what it may claim.

@@ -30,14 +30,14 @@ from sglang.srt.environ import envs
 from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem, MultimodalProcessorOutput
 
 from coatcheck.arena.handle import Handle
-from coatcheck.errors import ArenaError, BadRequest, ConfigError, RequestError
+from coatcheck.errors import ArenaError, BadRequest, ConfigError, Overloaded, RequestError
 from coatcheck.intake.records import Item
 from coatcheck.integrations.sglang.arena_owner import ArenaHolding, ArenaOwner, Trouble
 from coatcheck.integrations.sglang.compact import Stored
 from coatcheck.integrations.sglang.compose import Grid, expand, positions
-from coatcheck.integrations.sglang.intake import Intake, default_workers
+from coatcheck.integrations.sglang.intake import Intake, NoWorker, default_workers
 from coatcheck.integrations.sglang.metrics import Taken
-from coatcheck.integrations.sglang.records import ImageProcessorConfig
+from coatcheck.integrations.sglang.records import ImageProcessorConfig, in_share
 from coatcheck.integrations.sglang.targets import signature
 from coatcheck.pixels import PixelTable
 
@@ -52,7 +52,7 @@ KINDS = (
 )
 # Types of models of which the prompt is composed as QwenVLImageProcessor does it, whichever of its ways it takes.
 MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
-OPTIONS = frozenset({"min_pixels", "max_pixels", "size"})  # of --mm-process-config for images, that are passed on
+OPTIONS = frozenset({"min_pixels", "max_pixels"})  # of --mm-process-config for images, that are passed on
 
 
 class NotTaken(Exception):
@@ -103,12 +103,12 @@ def config(processor: Any) -> ImageProcessorConfig:
 class Whole:
     """One manager's. Used on its event loop."""
 
-    def __init__(self, processor: Any, owner: ArenaOwner, ranks: int, workers: int | None) -> None:
-        """Raises ConfigError if this server's images cannot be processed in workers."""
+    def __init__(self, processor: Any, owner: ArenaOwner, ranks: int, workers: int | None, share: float = 1.0) -> None:
+        """``share``: of the requests. Raises ConfigError if this server's images cannot be processed in workers."""
         why = refusal(processor)
         if why:
             raise ConfigError(why)
-        self._processor = processor
+        self._processor, self._owner, self._share = processor, owner, share
         self._original: Callable[..., Awaitable[Any]] = processor.process_mm_data_async
         self._verbatim: bool = (
             processor.uses_media_artifacts_without_cache
@@ -148,8 +148,12 @@ class Whole:
 
     async def _process(self, image_data: Any, prompt: Any, request: Any) -> MultimodalProcessorOutput:
         """Raises NotTaken."""
+        if not in_share(request.rid, self._share):
+            raise NotTaken("not in the share")
+        if not self._owner.carries:
+            raise NotTaken("breaker open")
         images = self._images(image_data, request)
-        text = self._text(prompt, len(images))
+        self._check(prompt, len(images))
         if not self._intake.ready:
             raise NotTaken("starting")
         loop = asyncio.get_running_loop()
@@ -158,10 +162,14 @@ class Whole:
             items, holding = await self._intake.prepare(encoded)
         except BadRequest as error:
             raise NotTaken("refused") from error
+        except Overloaded as error:
+            raise NotTaken("busy") from error
+        except NoWorker as error:
+            raise NotTaken("starting") from error
         except (ArenaError, Trouble, RequestError) as error:
             log.debug("a request's images are processed by SGLang: %s", error)
             raise NotTaken("no room" if isinstance(error, ArenaError) else "trouble") from error
-        return await loop.run_in_executor(self._composer, self._compose, text, items, holding)
+        return await loop.run_in_executor(self._composer, self._compose, prompt, items, holding)
 
     async def _fetched(self, images: Sequence[Any]) -> list[bytes | str]:
         """Raises NotTaken."""
@@ -178,19 +186,34 @@ class Whole:
             raise NotTaken("media")
         if getattr(request, "session_params", None) is not None:
             raise NotTaken("session")
+        if getattr(request, "mm_content_hashes", None):  # SGLang compares them with the content
+            raise NotTaken("settings")
         return [_encoded(one) for one in image_data]
 
-    def _text(self, prompt: Any, images: int) -> Any:
-        """What is to be tokenized, or ids that stand as they are. Raises NotTaken, for ids also if they do not fit."""
+    def _check(self, prompt: Any, images: int) -> None:
+        """Raises NotTaken if it has not a placeholder for each image and no other. Not all is known of ids before."""
         tokens = self._processor.mm_tokens
-        if isinstance(prompt, list) and self._verbatim:
+        if isinstance(prompt, list):
             others = {tokens.video_token_id, tokens.audio_token_id} - {None}
-            if prompt.count(self._placeholder) != images or not others.isdisjoint(prompt):
+            # SGLang does not look at a first id, whether it is a placeholder.
+            fits = prompt.count(self._placeholder) == images and prompt[0] != self._placeholder
+            if not fits or not others.isdisjoint(prompt):
                 raise NotTaken("prompt")
-            return prompt
-        if not isinstance(prompt, (str, list)):
+        elif not isinstance(prompt, str) or not self._text_fits(prompt, images):
             raise NotTaken("prompt")
-        return prompt
+
+    def _text_fits(self, text: str, images: int) -> bool:
+        # SGLang takes its fast path if the spans that it knows are as many as the images; transformers' processor then
+        # replaces placeholder by placeholder. "<image>" is a span to the one and nothing to the other.
+        tokens = self._processor.mm_tokens
+        parts = re.split(tokens.get_combined_regex(), text)
+        spans = [(part, kind) for part in parts if (kind := tokens.get_modality_of_token(part))]
+        placeholder = tokens.convert_to_str(self._placeholder, self._processor._processor)
+        return (
+            len(spans) == text.count(placeholder) == images
+            and all(kind == Modality.IMAGE for _, kind in spans)
+            and not any("<image>" in part for part, _ in spans)
+        )
 
     def _compose(self, prompt: Any, items: Sequence[Item], holding: ArenaHolding) -> MultimodalProcessorOutput:
         """On a thread. Raises NotTaken."""
@@ -230,12 +253,7 @@ class Whole:
     def _ids(self, prompt: str | list[int], images: int) -> list[int]:
         """The prompt's ids with one placeholder for each image, as SGLang tokenizes it. Raises NotTaken."""
         text = self._tokenizer.decode(prompt) if isinstance(prompt, list) else prompt
-        tokens = self._processor.mm_tokens
-        # SGLang takes its fast path if the spans that it knows are as many as the images; transformers' processor then
-        # replaces placeholder by placeholder. "<image>" is a span to the one and nothing to the other.
-        spans = [part for part in re.split(tokens.get_combined_regex(), text) if tokens.get_modality_of_token(part)]
-        placeholder = tokens.convert_to_str(self._placeholder, self._processor._processor)
-        if not len(spans) == text.count(placeholder) == images or any("<image>" in span for span in spans):
+        if isinstance(prompt, list) and not self._text_fits(text, images):
             raise NotTaken("prompt")
         special = {}
         if self._processor._tokenizer_auto_adds_specials:  # as BaseMultimodalProcessor.process_mm_data
@@ -256,7 +274,10 @@ def _measure(made: ImageProcessorConfig) -> PixelTable:
 
 
 def _encoded(source: Any) -> bytes | str | Callable[[], bytes]:
-    """What a worker reads, bytes or base64; or what fetches that on a thread, as SGLang does. Raises NotTaken."""
+    """What a worker reads: bytes, base64, a data URL; or what fetches that on a thread, as SGLang does.
+
+    Raises NotTaken.
+    """
     from sglang.srt.utils import ImageData
     from sglang.srt.utils.common import get_image_bytes
 
@@ -269,10 +290,9 @@ def _encoded(source: Any) -> bytes | str | Callable[[], bytes]:
     if not isinstance(source, str):  # a Pillow image, a dictionary
         raise NotTaken("media")
     if source.startswith("data:"):
-        _, comma, data = source.partition(",")
-        if not comma:
+        if "," not in source:
             raise NotTaken("media")
-        return data
+        return source
     if source.startswith("file://"):
         return partial(get_image_bytes, unquote(urlparse(source).path))
     if source.startswith(("http://", "https://", "/")):
