@@ -27,6 +27,7 @@ KEPT = {
     "sglang:forward_execution_seconds_total": ("category",),
     "sglang:cuda_graph_passes_total": ("mode",),
 }
+LAG = "coatcheck_event_loop_lag_seconds_bucket"  # of which the distribution is kept
 TEXT_BELOW = "100.0"  # uncached tokens: a text of ours has fewer, a request with a picture more
 _DIFFERENCE = ("_total", "_sum", "_count")
 
@@ -47,7 +48,7 @@ def parse(text: str) -> dict[str, float]:
             wanted = KEPT[name]
             if name.endswith("_bucket") and labels.get("le") != TEXT_BELOW:
                 continue
-        elif name.startswith("coatcheck_") and not name.endswith(("_bucket", "_created")):
+        elif name.startswith("coatcheck_") and (name == LAG or not name.endswith(("_bucket", "_created"))):
             wanted = tuple(sorted(labels.keys() - {"pid", "strategy"}))
         else:
             continue

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Packs what a machine with CUDA 13, torch 2.11 and Python 3.12, but no network, lacks for SGLang 0.5.23 with coatcheck.
 #   pack.sh OUT         OUT/bundle.00, ... (packages, in parts of PART_BYTES or 58 MB; 2 to 4 minutes) and OUT/coatcheck.tar.xz
-#   pack.sh OUT code    OUT/coatcheck.tar.xz alone: this checkout's code, a second
+#   pack.sh OUT code    OUT/coatcheck.tar.xz alone: this checkout's code, a second; and OUT/model.safetensors, the default model's weights
 # unpack.sh puts them together over there. The packages are those of peers/sglang.txt; nothing of SGLang is changed here.
 set -euo pipefail
 out=$(realpath -m "${1:?OUT}"); what=${2:-all}
@@ -14,7 +14,8 @@ code() {  # this checkout: the package, the default model without its weights, t
   mkdir -p "$site"
   tar -C "$root/src" --exclude=__pycache__ -cf - coatcheck | tar -C "$site" -xf -
   tar -C "$root/default_model" --exclude=__pycache__ --exclude='*.safetensors' -cf - coatcheck_default_model | tar -C "$site" -xf -
-  tar -C "$root" --exclude=__pycache__ -cf - benchmarks | tar -C "$site" -xf -
+  tar -C "$root" --exclude=__pycache__ -cf - benchmarks training | tar -C "$site" -xf -
+  cp "$root/default_model/coatcheck_default_model/model.safetensors" "$out/"
   mkdir "$site/coatcheck-$version.dist-info"
   printf 'Metadata-Version: 2.1\nName: coatcheck\nVersion: %s\n' "$version" > "$site/coatcheck-$version.dist-info/METADATA"
   sed -n '/^\[project.entry-points."sglang.srt.plugins"\]/,/^$/p' "$root/pyproject.toml" \

@@ -12,7 +12,7 @@ if [ ! -e "$_site/.complete" ]; then
   : > "$_site/.complete"
 fi
 if ! cmp -s "$_parts/coatcheck.tar.xz" "$_site/.code"; then  # not under servers that run, if nothing changed
-  rm -rf "$_site/coatcheck" "$_site/coatcheck_default_model" "$_site/benchmarks" "$_site"/coatcheck-*.dist-info
+  rm -rf "$_site/coatcheck" "$_site/coatcheck_default_model" "$_site/benchmarks" "$_site/training" "$_site"/coatcheck-*.dist-info
   xz -dc "$_parts/coatcheck.tar.xz" | tar -x -C "$(dirname "$_site")" || return 1
   cp "$_parts/coatcheck.tar.xz" "$_site/.code"
 fi

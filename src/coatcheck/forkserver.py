@@ -27,6 +27,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from coatcheck import process
@@ -158,8 +159,11 @@ async def _readable(fd: int) -> None:
 def serve(run: Callable[[str], None]) -> NoReturn:
     """In the server, once all is prepared: forks who does ``run(argument)``, until standard input ends; then it leaves.
 
-    No thread may run by then: a child would have its locks, and not the thread.
+    No other thread may run by then: a child would have its locks, and not the thread.
     """
+    threads = len([*Path("/proc/self/task").iterdir()])
+    if threads > 1:
+        log.warning("%d threads run in a process that forks: what they hold is held for good in its children", threads)
     signal.signal(signal.SIGCHLD, _reap)
     gc.collect()
     gc.freeze()  # the collector would write to every object, and so copy the page

@@ -7,13 +7,20 @@ import io
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
 
+from coatcheck.engine.http.config import FrontendConfig
+from coatcheck.engine.http.front_end import HANDLER as CHAT
 from coatcheck.errors import BadRequest, PayloadTooLarge
 from coatcheck.intake.config import PoolConfig
+from coatcheck.intake.media.handler import HANDLER as MEDIA
+from coatcheck.intake.media.handler import MediaConfig
+from coatcheck.intake.pool import WorkerPool
 from coatcheck.pixels import PixelTable, image_processor
+from coatcheck.wire import to_argument
 from tests.support.front_end import encoded
 from tests.support.toy_program import READERS, ToyProgram
 
@@ -51,3 +58,19 @@ async def test_its_errors_name_no_transport(model_dir: Path) -> None:
             await program.read("b", encoded(Image.new("RGB", (500, 500))))
         statistics = program.arena.statistics()
         assert (statistics.reserved, statistics.in_use, statistics.quarantined) == (0, 0, 0)
+
+
+async def test_workers_are_forked_from_a_process_of_one_thread(model_dir: Path) -> None:
+    arguments = {
+        MEDIA: to_argument(MediaConfig(str(model_dir))),
+        CHAT: to_argument(FrontendConfig(model_dir=model_dir, model_name="m")),
+    }
+    for handler, config in arguments.items():
+        pool = WorkerPool(PoolConfig(workers=2), handler, config)
+        await pool.start()
+        try:
+            await pool.ready(50)
+            parents = {psutil.Process(pid).parent() for pid in pool.pids()}
+            assert [parent.num_threads() for parent in parents if parent is not None] == [1], handler
+        finally:
+            await pool.close()

@@ -8,7 +8,7 @@ import pytest
 
 from coatcheck.errors import ConfigError
 from coatcheck.integrations.sglang import settings, support
-from coatcheck.integrations.sglang.settings import ARENA_MIB, ENABLED, MODE, SHARE, WORKERS, Settings, read
+from coatcheck.integrations.sglang.settings import ARENA_MIB, ENABLED, MODE, POISON, SHARE, WORKERS, Settings, read
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "sglang.md"
 
@@ -20,8 +20,8 @@ def test_without_variables_the_documented_defaults_hold() -> None:
 
 def test_what_is_set_counts() -> None:
     assert read({ARENA_MIB: "auto"}) == read({})
-    given = {ENABLED: "0", ARENA_MIB: "64", SHARE: "0.25", MODE: "carry", WORKERS: "3"}
-    assert read(given) == Settings(False, 64 << 20, 0.25, whole=False, workers=3)
+    given = {ENABLED: "0", ARENA_MIB: "64", SHARE: "0.25", MODE: "carry", WORKERS: "3", POISON: "1"}
+    assert read(given) == Settings(False, 64 << 20, 0.25, whole=False, workers=3, poison=True)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,7 @@ def test_what_is_set_counts() -> None:
         (SHARE, "half"),
         (MODE, ""),
         (MODE, "Whole"),
+        (POISON, "yes"),
         (WORKERS, "0"),
         (WORKERS, "257"),
     ],

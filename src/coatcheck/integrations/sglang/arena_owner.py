@@ -110,12 +110,15 @@ class Parcel(Protocol):
 class ArenaOwner:
     """``check_in`` is called on an event loop, everything else anywhere."""
 
-    def __init__(self, size: int, ranks: Sequence[RankAddress], pace: Pace) -> None:
-        """``size``: bytes of the arena, faulted in here, which takes about a second a GiB. Raises ConfigError."""
+    def __init__(self, size: int, ranks: Sequence[RankAddress], pace: Pace, *, poison: bool = False) -> None:
+        """``size``: bytes of the arena, faulted in here, which takes about a second a GiB. Raises ConfigError.
+
+        ``poison``: as :class:`coatcheck.arena.Arena` has it.
+        """
         self.pace = pace
         self.waits = deque[float](maxlen=WAITS)  # seconds, of requests that waited for room; who reads, removes
         self._ranks = len(ranks)
-        self._arena = Arena(size)
+        self._arena = Arena(size, poison=poison)
         self._digests = Digests()
         self._breaker = Breaker(self._ranks)
         self._silence = Silence(self._ranks, READY_TIMEOUT_S)

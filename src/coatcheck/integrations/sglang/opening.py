@@ -53,7 +53,8 @@ class Opening:
         try:
             size, chosen = self._size()
             pace = Pace(sha256_seconds_per_byte())
-            owner = ArenaOwner(size, [RankAddress(rank.tickets, rank.pid) for rank in self._ranks], pace)
+            addresses = [RankAddress(rank.tickets, rank.pid) for rank in self._ranks]
+            owner = ArenaOwner(size, addresses, pace, poison=self.settings.poison)
             problem = owner.wait_attached(ATTACH_S)
             if problem:
                 owner.close()

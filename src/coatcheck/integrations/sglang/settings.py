@@ -13,6 +13,7 @@ ARENA_MIB = f"{PREFIX}ARENA_MIB"
 SHARE = f"{PREFIX}SHARE"
 MODE = f"{PREFIX}MODE"
 WORKERS = f"{PREFIX}WORKERS"
+POISON = f"{PREFIX}POISON"
 MODES = ("whole", "carry")
 _MOST_WORKERS = 256
 AUTO = "auto"
@@ -58,6 +59,13 @@ VARIABLES = (
         "0 to 1",
         "share of the requests that may take this path, chosen by a hash of the request's id; the others take SGLang's",
     ),
+    Variable(
+        POISON,
+        "0",
+        "0 or 1",
+        "1: memory of the arena that is given back is overwritten at once, for tests: whoever reads it too late gets "
+        "wrong answers",
+    ),
 )
 
 
@@ -70,6 +78,7 @@ class Settings:
     share: float  # 0 to 1
     whole: bool  # mode whole, else carry
     workers: int | None  # None: by the cores
+    poison: bool = False  # overwrite what is given back
 
 
 def read(environ: Mapping[str, str]) -> Settings:
@@ -83,8 +92,9 @@ def read(environ: Mapping[str, str]) -> Settings:
     def refuse(name: str) -> ConfigError:
         return ConfigError(f"{name}: {text[name]!r} is not allowed; allowed: {known[name].allowed}")
 
-    if text[ENABLED] not in ("0", "1"):
-        raise refuse(ENABLED)
+    for switch in (ENABLED, POISON):
+        if text[switch] not in ("0", "1"):
+            raise refuse(switch)
     if text[MODE] not in MODES:
         raise refuse(MODE)
 
@@ -104,7 +114,7 @@ def read(environ: Mapping[str, str]) -> Settings:
     if not 0 <= share <= 1:
         raise refuse(SHARE)
     arena = None if size is None else size << 20
-    return Settings(text[ENABLED] == "1", arena, share, text[MODE] == "whole", workers)
+    return Settings(text[ENABLED] == "1", arena, share, text[MODE] == "whole", workers, text[POISON] == "1")
 
 
 def table() -> str:
