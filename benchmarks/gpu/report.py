@@ -165,12 +165,13 @@ def processes(report: Report) -> str:
         "tokenizer",
         "entry rank",
         "detokenizer",
+        "workers, others",
         "load",
         "observers",
         "waiting servers",
         "PSS, GiB",
     ]
-    lines = [heads, ["---", "---", *["---:"] * 7]]
+    lines = [heads, ["---", "---", *["---:"] * 8]]
     for cell in cells(report):
         for name in contenders(report):
             if not (found := runs(report, name, cell)):
@@ -179,7 +180,7 @@ def processes(report: Report) -> str:
             lines.append(
                 [
                     *(_cell(cell), name),
-                    *(_cpu(found, title) for title in ("tokenizer", "scheduler_TP0", "detokenizer")),
+                    *(_cpu(found, *titles) for titles in _TITLES),
                     *(_mean(spread([run.extra.get(key) for run in found])) for key in _OWN),
                     _mean(spread(waiting)),
                     _mean(spread([run.extra.get("pss_mib", 0) / 1024 for run in found])),
@@ -191,6 +192,8 @@ def processes(report: Report) -> str:
 _PICTURE = """
 ![Requests/s and the text streams' p99 gap of every contender in every cell, with the range over the rounds](gpu.svg)
 """
+# Of processes; with one rank its scheduler has no number.
+_TITLES = (("tokenizer",), ("scheduler_TP0", "scheduler"), ("detokenizer",), ("other",))
 _OWN = ("load_cpu_percent", "observer_cpu_percent")
 
 
@@ -219,8 +222,9 @@ def _gap_p50(run: Run) -> float | None:
     return run.text_gap_ms.p50 if run.text_gap_ms else None
 
 
-def _cpu(found: list[Run], title: str) -> str:
-    return _mean(spread([run.extra.get("cpu_percent", {}).get(title, 0.0) for run in found]))
+def _cpu(found: list[Run], *titles: str) -> str:
+    used = [run.extra.get("cpu_percent", {}) for run in found]
+    return _mean(spread([sum(of.get(title, 0.0) for title in titles) for of in used]))
 
 
 def _cell(cell: CellKey) -> str:

@@ -161,9 +161,9 @@ def serve(run: Callable[[str], None]) -> NoReturn:
 
     No other thread may run by then: a child would have its locks, and not the thread.
     """
-    threads = len([*Path("/proc/self/task").iterdir()])
-    if threads > 1:
-        log.warning("%d threads run in a process that forks: what they hold is held for good in its children", threads)
+    names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    if len(names) > 1:  # seen with torch for CUDA: 2
+        log.info("threads run in a process that forks: %s", ", ".join(names))
     signal.signal(signal.SIGCHLD, _reap)
     gc.collect()
     gc.freeze()  # the collector would write to every object, and so copy the page

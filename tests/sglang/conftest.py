@@ -74,8 +74,8 @@ def until_whole(server: SglangServer) -> None:
         "image_data": [data_url(encode_png(Image.new("RGB", (56, 56))))],
         "sampling_params": {"max_new_tokens": 1},
     }
-    deadline = time.monotonic() + WORKERS_S
-    while not Page(server.url).whole:
+    deadline, before = time.monotonic() + WORKERS_S, Page(server.url).whole
+    while Page(server.url).whole == before:
         assert time.monotonic() < deadline, server.log
         httpx.post(f"{server.url}/generate", json=body, timeout=WORKERS_S).raise_for_status()
         time.sleep(0.5)

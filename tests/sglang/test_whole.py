@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -60,8 +61,12 @@ def whole(request: pytest.FixtureRequest, servers: Servers) -> Iterator[SglangSe
         yield server
 
 
-def workers(server: SglangServer) -> list[psutil.Process]:
-    return [one for one in server.family() if "coatcheck.intake.worker" in " ".join(one.cmdline())]
+def processes(server: SglangServer, name: str) -> list[psutil.Process]:
+    """By their name, a pattern."""
+    return [one for one in server.family() if re.fullmatch(name, one.name())]
+
+
+WORKER, FORKS_THEM = r"coatcheck-work\d", "coatcheck-works"
 
 
 async def rightly(opened: Client, samples: list[Sample]) -> None:
@@ -74,22 +79,28 @@ async def rightly(opened: Client, samples: list[Sample]) -> None:
     await asyncio.gather(*map(one, samples))
 
 
-@pytest.mark.parametrize("killed", [1, 2], ids=["one", "all"])
-async def test_a_worker_s_death_costs_nobody_an_answer(whole: SglangServer, killed: int) -> None:
-    before = Page(whole.url)
+@pytest.mark.parametrize(
+    ("name", "killed"),
+    [(WORKER, 1), (WORKER, 2), (FORKS_THEM, 1)],
+    ids=["one", "all", "what forks them, and so all"],
+)
+async def test_a_worker_s_death_costs_nobody_an_answer(whole: SglangServer, name: str, killed: int) -> None:
+    before, seed = Page(whole.url), 40 + 2 * killed + len(name)
+    assert (len(processes(whole, WORKER)), len(processes(whole, FORKS_THEM))) == (2, 1)
     async with Client(whole.url) as opened:
-        asking = asyncio.create_task(rightly(opened, list(held_out(24, 40 + killed, BUCKETS))))
+        asking = asyncio.create_task(rightly(opened, list(held_out(24, seed, BUCKETS))))
         await asyncio.sleep(1.0)
-        dead = workers(whole)[:killed]
+        dead = processes(whole, name)[:killed]
+        assert len(dead) == killed
         for worker in dead:
             os.kill(worker.pid, signal.SIGKILL)
         await asking
         until_whole(whole)
-        await rightly(opened, list(held_out(4, 50 + killed, BUCKETS)))
+        await rightly(opened, list(held_out(4, seed + 1, BUCKETS)))
         await until_idle(opened)
     after = Page(whole.url)
     assert after.whole >= before.whole + 4, "others have taken their place"
-    assert not {worker.pid for worker in dead} & {worker.pid for worker in workers(whole)}
+    assert not {worker.pid for worker in dead} & {worker.pid for worker in processes(whole, name)}
     await until_free(whole)
 
 

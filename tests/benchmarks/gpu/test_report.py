@@ -78,9 +78,14 @@ def test_the_oracle_is_one_only_if_it_computes_what_the_others_do(
 
 def test_processes_have_what_was_counted(run: MakeRun, report: Make) -> None:
     made = report(
-        run("carry", cpu_percent={"tokenizer": 98.0}, idle_cpu_percent={"default": 2.0, "hash": 3.0}, pss_mib=2048)
+        run(
+            "carry",
+            cpu_percent={"tokenizer": 98.0, "scheduler": 60.0, "other": 7.0},
+            idle_cpu_percent={"default": 2.0, "hash": 3.0},
+            pss_mib=2048,
+        )
     )
-    assert rows(processes(made))["carry"][2:] == ["98.0", "0", "0", "–", "–", "5.00", "2.00"]
+    assert rows(processes(made))["carry"][2:] == ["98.0", "60.0", "0", "7.00", "–", "–", "5.00", "2.00"]
 
 
 def test_files_with_sglangs_own_settings_come_first_and_all_tables_can_be_made(
