@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.gpu import bound
 from benchmarks.gpu.contenders import CONTENDERS
+from benchmarks.gpu.counters import LAG
 from benchmarks.gpu.figures import (
     GAP,
     INSTALLED,
@@ -38,6 +39,7 @@ from coatcheck.bench.support.files import read_json
 DOCUMENT = ROOT / "docs/gpu.md"
 DATA = ROOT / "docs/benchmarks/gpu"
 PLOT = ROOT / "docs/gpu.svg"
+LATE_S = 0.005  # a boundary of the metric's buckets
 SAME_TOKENS = 0.01  # an oracle may compute so much less or more than the others
 
 
@@ -158,7 +160,10 @@ def bounds(report: Report) -> str:
 
 
 def processes(report: Report) -> str:
-    """CPU time by process of the server measured, of the load's own, of the servers that wait; memory."""
+    """CPU time by process of the server measured, and by picture; of the load's own, of the servers that wait; memory.
+
+    And how often the event loop was late, where the plugin's metric says so.
+    """
     heads = [
         "cell",
         "contender",
@@ -170,8 +175,10 @@ def processes(report: Report) -> str:
         "observers",
         "waiting servers",
         "PSS, GiB",
+        "CPU, s a picture",
+        f"event loop late by {LATE_S * 1e3:g} ms and more",
     ]
-    lines = [heads, ["---", "---", *["---:"] * 8]]
+    lines = [heads, ["---", "---", *["---:"] * 10]]
     for cell in cells(report):
         for name in contenders(report):
             if not (found := runs(report, name, cell)):
@@ -184,6 +191,8 @@ def processes(report: Report) -> str:
                     *(_mean(spread([run.extra.get(key) for run in found])) for key in _OWN),
                     _mean(spread(waiting)),
                     _mean(spread([run.extra.get("pss_mib", 0) / 1024 for run in found])),
+                    _mean(spread([cpu_s(run) for run in found])),
+                    _late(found),
                 ]
             )
     return _table(lines)
@@ -201,6 +210,26 @@ def uncached(run: Run) -> float | None:
     """Prompt tokens computed for a request."""
     value = run.extra.get("uncached_tokens_per_request")
     return float(value) if value is not None else None
+
+
+def cpu_s(run: Run) -> float | None:
+    """CPU time of all of the server's processes for a picture, seconds, over what was counted around the window."""
+    each, counted = uncached(run), run.extra["counters"]
+    tokens = counted.get("sglang:uncached_prompt_tokens_histogram_sum")
+    if not each or not tokens or "counted_s" not in run.extra:
+        return None
+    used: float = sum(run.extra["cpu_percent"].values()) / 100 * run.extra["counted_s"]
+    return used / (tokens / each * run.images)
+
+
+def _late(found: list[Run]) -> str:
+    """Share of the looks at the event loop, over the rounds."""
+    looks, late = 0.0, 0.0
+    for run in found:
+        counted = run.extra["counters"]
+        every = counted.get(f'{LAG}{{le="+Inf"}}', 0.0)
+        looks, late = looks + every, late + every - counted.get(f'{LAG}{{le="{LATE_S:g}"}}', 0.0)
+    return f"{late / looks:.1%}" if looks else NONE
 
 
 def _encoded(report: Report, cell: CellKey) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import model
+from benchmarks.gpu.counters import LAG
 from benchmarks.gpu.plot import overview
 from benchmarks.gpu.report import DATA, DOCUMENT, bounds, measured, processes, ratios, read, tables, with_tables
 from coatcheck.bench.serve.result import Report
@@ -83,9 +84,16 @@ def test_processes_have_what_was_counted(run: MakeRun, report: Make) -> None:
             cpu_percent={"tokenizer": 98.0, "scheduler": 60.0, "other": 7.0},
             idle_cpu_percent={"default": 2.0, "hash": 3.0},
             pss_mib=2048,
+            counted_s=10.0,
+            counters={
+                "sglang:uncached_prompt_tokens_histogram_sum": 14_000.0,  # of ten pictures
+                f'{LAG}{{le="0.005"}}': 90.0,
+                f'{LAG}{{le="+Inf"}}': 100.0,
+            },
         )
     )
-    assert rows(processes(made))["carry"][2:] == ["98.0", "60.0", "0", "7.00", "–", "–", "5.00", "2.00"]
+    figures = ["98.0", "60.0", "0", "7.00", "–", "–", "5.00", "2.00", "1.65", "10.0%"]
+    assert rows(processes(made))["carry"][2:] == figures
 
 
 def test_files_with_sglangs_own_settings_come_first_and_all_tables_can_be_made(
