@@ -219,7 +219,7 @@ def cpu_s(run: Run) -> float | None:
     if not each or not tokens or "counted_s" not in run.extra:
         return None
     used: float = sum(run.extra["cpu_percent"].values()) / 100 * run.extra["counted_s"]
-    return used / (tokens / each * run.images)
+    return float(used / (tokens / each * run.images))
 
 
 def _late(found: list[Run]) -> str:
