@@ -235,6 +235,7 @@ async def compare(compared: Comparison, directory: Path, url: str) -> None:
     await _sources(compared, directory, url, several)
     await _identities(compared, several)
     await _left_to_sglang(compared, several)
+    await _left_out(compared, several[0])
 
 
 async def _sources(compared: Comparison, directory: Path, url: str, images: list[bytes]) -> None:
@@ -298,6 +299,18 @@ async def _left_to_sglang(compared: Comparison, images: list[bytes]) -> None:
     await compared.same("Pillow's image", [Image.new("RGB", (64, 64), "red")], IMAGE, how="media")
     settings = ImageData(url=text, max_long_side_pixel=64)
     await compared.same("settings of an image", [settings], IMAGE, how="settings")
+
+
+async def _left_out(compared: Comparison, image: bytes) -> None:
+    """By the share, and while nothing is carried."""
+    whole = compared.whole
+    whole._share = 0.0
+    await compared.same("not in the share", [image], IMAGE, how="not in the share")
+    whole._share = 1.0
+    whole._owner._missing.add(0)
+    await compared.same("breaker open", [image], IMAGE, how="breaker open")
+    whole._owner._missing.clear()
+    await compared.same("again", [image], IMAGE)
 
 
 async def main(model_type: str, backend: str) -> dict[str, int]:

@@ -10,18 +10,22 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from coatcheck.arena import ArenaReader
+from coatcheck.arena.handle import Handle
 from coatcheck.delivery.records import Ready
+from coatcheck.errors import ConfigError
 from coatcheck.integrations.sglang.codec import LARGE, MOST_BODY, Remembered, unpack
+from coatcheck.integrations.sglang.compact import Stored
 from coatcheck.integrations.sglang.metrics import NoFrontMetrics
 from coatcheck.integrations.sglang.records import Claim, Failed, Ticket, Withdrawn
 from coatcheck.integrations.sglang.rollcall import Facts
 from coatcheck.integrations.sglang.settings import Settings
+from coatcheck.pixels import PixelTable
 from tests.support.sglang_peer import Hashes, Peer, until
 
 MANAGERS = "sglang.srt.managers"
@@ -29,8 +33,8 @@ SERVER = "ipc://a-server"
 ARENA = 1 << 20
 
 
-def settings(share: float = 1.0) -> Settings:
-    return Settings(enabled=True, arena_bytes=ARENA, share=share, whole=False, workers=None)
+def settings(share: float = 1.0, whole: bool = False) -> Settings:
+    return Settings(enabled=True, arena_bytes=ARENA, share=share, whole=whole, workers=None)
 
 
 def feature(value: float = 1.0, nbytes: int = LARGE) -> torch.Tensor:
@@ -66,18 +70,18 @@ class World:
             _dispatch_to_scheduler=lambda abort: self.aborted.append(abort.rid),
         )
 
-    def open(self, share: float = 1.0) -> None:
+    def open(self, share: float = 1.0, whole: bool = False) -> None:
         facts = [
             Facts(
                 tickets=rank.tickets,
                 pid=rank.pid,
                 server=s,
-                whole=False,
+                whole=whole,
                 **dict.fromkeys(("pool_tokens", "running", "input_tokens", "token_bytes"), 1),
             )
             for rank, s in zip(self.peer.addresses, (SERVER, ""), strict=True)
         ]
-        self.tokenizer.open_arena(settings(share), facts)
+        self.tokenizer.open_arena(settings(share, whole), facts)
         until(self.tokenizer.opening(self.manager).done.is_set)
 
     @property
@@ -132,11 +136,16 @@ class World:
 
 
 @pytest.fixture
-def world(fresh: Callable[[str], Any]) -> Iterator[World]:
+def unopened(fresh: Callable[[str], Any]) -> Iterator[World]:
     made = World(fresh("tokenizer"))
-    made.open()
     yield made
     made.close()
+
+
+@pytest.fixture
+def world(unopened: World) -> World:
+    unopened.open()
+    return unopened
 
 
 # ---------------------------------------------------------------------- carried
@@ -565,3 +574,82 @@ def test_a_batch_is_sent_as_one_whatever_becomes_of_its_parts(world: World) -> N
     assert [isinstance(sent.mm_inputs, Claim) for sent in world.sent] == [False, True, False, False, True]
     assert [one.mm_inputs is None for one in given] == [True, True, False, False, True]
     assert world.ways() == {"carried": 2, "not packable": 1, "no room": 1}
+
+
+class Began:
+    """Stands for ``Whole``."""
+
+    made: ClassVar[list[tuple[Any, ...]]] = []
+    fails: ClassVar[Exception | None] = None
+
+    def __init__(self, *given: Any) -> None:
+        if self.fails is not None:
+            raise self.fails
+        self.made.append(given)
+
+    def wrap(self, counted: Callable[[Any], None]) -> None:
+        """Says that one was processed."""
+        counted("whole")
+
+
+@pytest.mark.parametrize(
+    "fails", [None, ConfigError("another model"), ZeroDivisionError()], ids=["begins", "refused", "fault"]
+)
+def test_workers_are_started_once_the_arena_is_open_and_whatever_happens_requests_go_on(
+    unopened: World, monkeypatch: pytest.MonkeyPatch, fails: Exception | None
+) -> None:
+    world = unopened
+    monkeypatch.setattr(world.tokenizer, "Whole", Began)
+    monkeypatch.setattr(Began, "made", [])
+    monkeypatch.setattr(Began, "fails", fails)
+    world.manager.mm_processor = "the manager's"
+    world.open(share=0.5, whole=True)
+
+    async def original(manager: Any, given: Any) -> str:
+        return f"tokenized {given}"
+
+    async def ask() -> list[str]:
+        opened = world.tokenizer.opening(world.manager)
+        opened.done.clear()  # as if SGLang's first request came before
+        answers = [await world.tokenizer.tokenize_one(original, world.manager, n) for n in range(3)]
+        await asyncio.sleep(3 * world.tokenizer.OPENED_S)
+        assert not Began.made
+        opened.done.set()
+        await world.side._beginning
+        return answers
+
+    assert asyncio.run(ask()) == ["tokenized 0", "tokenized 1", "tokenized 2"]
+    assert Began.made == ([] if fails else [("the manager's", world.owner, 2, None, 0.5)])
+    assert world.side.processed == ({} if fails else {"whole": 1})
+
+
+def test_metrics_that_cannot_be_written_cost_no_request_anything(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(self: Any, how: str) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(NoFrontMetrics, "taken", full)
+    world.side._processed("whole")
+    assert world.side.processed["whole"] == 1
+    assert "could not be written" in caplog.text
+
+
+class Kept:
+    """Stands for what keeps an image in the arena."""
+
+    def read(self, handle: Handle) -> torch.Tensor:
+        return torch.arange(12, dtype=torch.uint8).view(4, 3)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.0], ids=["an image that is not in the arena any more", "not in the share"])
+def test_images_of_ours_that_go_sglang_s_own_way_have_its_features(unopened: World, share: float) -> None:
+    """Those that workers have processed are announced, whatever the share; here that fails."""
+    world = unopened
+    world.open(share)
+    table = PixelTable(torch.arange(3 * 256, dtype=torch.float32).view(3, 256), 2, 1)
+    image = Stored(Handle(4096, 7, (4, 3), "uint8"), table, Kept())
+    world.run(request("a", inputs(item(image))))
+    (sent,) = world.sent
+    assert torch.equal(sent.mm_inputs.mm_items[0].feature, image.wide())
+    assert world.ways() == {"trouble": 1}

@@ -39,6 +39,7 @@ from coatcheck.integrations.sglang.whole import Whole
 
 log = logging.getLogger(__name__)
 
+OPENED_S = 0.1  # between looks whether the arena is open
 SAY_S = 60.0  # between lines in the log about the same thing
 
 _MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
@@ -141,13 +142,20 @@ class TokenizerSide:
         return self._opening.ready
 
     def begin_whole(self) -> None:
-        """Once the arena is there, workers process what they can of this manager's media. May be called again."""
-        owner = self.owner
-        if not self._begun and owner is not None:
-            self._begun = True
-            self._beginning = asyncio.create_task(self._begin_whole(owner))
+        """Once the arena is there, workers process what they can of this manager's media. May be called again.
 
-    async def _begin_whole(self, owner: ArenaOwner) -> None:
+        SGLang's own first request, with which it warms up, comes before the arena is open.
+        """
+        if not self._begun:
+            self._begun = True
+            self._beginning = asyncio.create_task(self._begin_whole())
+
+    async def _begin_whole(self) -> None:
+        while not self._opening.done.is_set():  # noqa: ASYNC110 - a thread's event; it is set whatever happens
+            await asyncio.sleep(OPENED_S)
+        owner = self.owner
+        if owner is None:
+            return
         processor, workers = self._manager.mm_processor, self._opening.settings.workers
         try:
             self._whole = await asyncio.to_thread(Whole, processor, owner, self._opening.ranks, workers, self._share)
