@@ -199,7 +199,7 @@ def test_an_arena_beyond_what_can_be_had_is_not_tried(
 def test_whatever_goes_wrong_the_server_starts(
     left: Left, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError("no more sockets")
 
     monkeypatch.setattr(module, "ArenaOwner", fail)
