@@ -14,12 +14,12 @@ import coatcheck
 
 PACKAGE = Path(coatcheck.__file__).parent
 
-BASICS = ("errors", "wire", "sockets", "process", "pixels", "tensor_view", "stopwatch", "findings")
+BASICS = ("errors", "wire", "sockets", "process", "pixels", "tensor_view", "stopwatch", "findings", "forkserver")
 ENGINE = (*BASICS, "arena", "delivery.records", "engine.records", "engine.model_files")
 # What a folder may import of coatcheck, beside itself. Longest prefix counts; a name stands for all below it.
 ALLOWED = {
     "arena": ("errors", "wire", "process"),
-    "intake": (*BASICS, "arena", "forkserver"),
+    "intake": (*BASICS, "arena"),
     "delivery": (*BASICS, "arena"),
     "engine/model": (*ENGINE, "intake.records", "engine.strategies"),
     "engine/strategies": (*ENGINE, "intake.records"),
@@ -30,6 +30,7 @@ ALLOWED = {
     "integrations": (*BASICS, "arena", "intake", "delivery"),
     "doctor": (*BASICS, "arena", "integrations"),
 }  # fmt: skip
+CORE = ("arena", "intake", "delivery")
 # Libraries by the process that has them: a worker decodes, a rank computes, an event loop does neither.
 DECODE = ("PIL", "av")
 # In a worker process; and pixels.py, in a function.
@@ -75,6 +76,29 @@ def test_the_basics_import_no_folder() -> None:
     for name in BASICS:
         ours = {each.removeprefix("coatcheck.") for each in imports(PACKAGE / f"{name}.py") if "coatcheck" in each}
         assert all(under(each, *BASICS) for each in ours), name
+
+
+def test_the_engine_and_the_plugin_do_not_import_each_other_nor_does_the_core_a_program() -> None:
+    for file in files("engine"):
+        assert not any(under(name, "coatcheck.integrations") for name in imports(file)), file
+    for file in (*files("integrations", *CORE), *(PACKAGE / f"{name}.py" for name in BASICS)):
+        assert not any(under(name, "coatcheck.engine") for name in imports(file)), file
+
+
+def test_the_core_imports_no_web_framework_no_peer_and_transformers_for_image_processors_only() -> None:
+    """In functions, too. ``pixels.py`` makes the processor of the one family of models that the engine serves."""
+    for file in (*files(*CORE), *(PACKAGE / f"{name}.py" for name in BASICS)):
+        foreign = {name for name in imports(file) if under(name, *FOREIGN)} - {"sys"}
+        place = file.relative_to(PACKAGE).as_posix()
+        media = place == "pixels.py" or place.startswith("intake/media")
+        allowed = (*DECODE, "transformers") if media else ()
+        assert not {name for name in foreign if not under(name, *allowed)}, (place, foreign)
+
+
+def test_no_import_is_relative() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+        assert not any(node.level for node in nodes), file
 
 
 def test_every_folder_has_a_rule() -> None:

@@ -3,7 +3,8 @@
 In the program's process, on its event loop: ``pool`` and ``placement``. In worker processes: ``worker``, ``writer`` and
 ``media``, the only folder that decodes (Pillow, PyAV, transformers).
 
-A payload's way, five hops in three files::
+What is done to a payload, five steps in three files (between them stand the pool, which hands jobs to workers, and the
+program's handler)::
 
     media.processor.MediaProcessor.open   the header tells its size           (worker)
     writer.PayloadWriter.reserve          asks where it goes                  (worker)

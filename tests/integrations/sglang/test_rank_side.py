@@ -281,4 +281,4 @@ def test_what_the_plugin_cannot_unpack_is_trouble_and_comes_back(
 def test_ids_are_padded_on_the_lane_and_become_an_array(team: Team) -> None:
     inputs = team.receive(Claim(team.announce(torch.rand(LARGE)).request))
     assert np.asarray(inputs.padded_input_ids).tolist() == [1, 2, 0]
-    assert any(thread.name == "coatcheck-lane" for thread in threading.enumerate())
+    assert any(thread.name == "coatcheck-help" for thread in threading.enumerate())

@@ -7,7 +7,7 @@ and by the handover to it. Auto takes the smaller sum of delays::
 
     inline  if  delayed * cost <= backlog + handover
 
-Invariants (``tests/ranks/test_auto.py``):
+Invariants (``tests/engine/ranks/test_auto.py``):
 
 * Where nobody is delayed a request is inline, whatever was measured; so is text, which has nothing to materialize.
 * One more that is delayed never turns background into inline, a longer lane never turns inline into background.

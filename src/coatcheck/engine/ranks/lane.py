@@ -1,6 +1,6 @@
 """The lane: one ordered queue of background work on each rank, and the one thread that works it off.
 
-Invariants (model in ``tests/ranks/test_lane_model.py``):
+Invariants (model in ``tests/engine/ranks/test_lane_model.py``):
 
 * Jobs are queued in plan order, so every rank's lane has the same jobs in the same order, whatever their timing.
 * A job that takes part in a collective is executed on every rank, also when its request has ended or its own part

@@ -20,7 +20,7 @@ class MultimodalItem:
     count: int  # placeholder tokens
     hash: int  # first 8 bytes of the item's digest
     pad_value: int  # stands for the item's tokens wherever prompts are compared; never a token id
-    digest: bytes = b""  # identity, as in :class:`coatcheck.engine.records.Item`
+    digest: bytes = b""  # identity, as in :class:`coatcheck.intake.records.Item`
     table: PixelTable | None = None  # None: pixels are wide (float32), else they are compact (uint8)
     seconds: float | None = None  # a video's, from one temporal patch to the next; None: an image
 

@@ -1,6 +1,7 @@
 """The arena's owner, in the tokenizer's process: checks inputs in and hears the ranks, without SGLang.
 
-Invariants (``tests/integrations/sglang``), beside those of :mod:`coatcheck.integrations.sglang.prepare` and ``room``:
+Invariants (``tests/integrations/sglang``), beside those of :mod:`coatcheck.integrations.sglang.prepare`
+and :mod:`coatcheck.arena.queue`:
 
 * Room comes first: what finds none has cost nothing but the question.
 * A block is reserved, written, dispatched, and only then named by a ticket; each ticket is one dispatch of its own to

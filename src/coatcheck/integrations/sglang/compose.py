@@ -1,7 +1,7 @@
 """What SGLang's processor makes of a prompt and the grids of its images, by arithmetic: no placeholder is tokenized.
 
 For the Qwen-VL family (QwenVLImageProcessor of SGLang 0.5.23) and images alone. That it is the same to the bit is
-tested against SGLang's own functions (``tests/sglang/test_compose.py``).
+tested against SGLang's own functions (``tests/sglang/test_whole.py``).
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ class NoRankMetrics:
     def claimed(self, requests: Sequence[tuple[float, float]]) -> None:
         """It ends, and hands on these requests.
 
-        Of each: seconds since its inputs were ready on this rank, and CPU seconds that the lane spent on them.
+        Of each: seconds since its inputs were ready on this rank, and CPU seconds that the helper thread spent on them.
         """
 
     def materialized(self, seconds: float) -> None:
@@ -171,8 +171,8 @@ class RankMetrics(NoRankMetrics):
     """A rank's. To be made after SGLang has prepared for metrics; ``registry`` as in FrontMetrics.
 
     A request's *stall* is the plugin's part of the ``recv_requests`` that hands it on, on the scheduler's thread, and
-    the CPU time of the lane that prepared it: so long, at most, the scheduler's thread has waited for the interpreter's
-    lock meanwhile. What SGLang's own part takes is not in it. Requests that are handed on at once have an equal share
+    the CPU time of the helper thread that prepared it: so long, at most, the scheduler's thread has waited for the
+    interpreter's lock meanwhile. What SGLang's own part takes is not in it. Requests that are handed on at once have an equal share
     of the first part, so that all stalls add up to at least the scheduler's time lost.
     """
 
@@ -184,7 +184,7 @@ class RankMetrics(NoRankMetrics):
             made = Histogram(f"coatcheck_{name}", text, labels, buckets=SECONDS, registry=registry)
             return made.labels(**labels)
 
-        self._stall = histogram("stall_seconds", "Scheduler's thread, by request: wall, waits for the lane included")
+        self._stall = histogram("stall_seconds", "Scheduler's thread, by request: wall, with waits for the helper")
         self._stall_cpu = histogram("stall_cpu_seconds", "Scheduler's thread, by request: CPU")
         self._materialize = histogram("materialize_seconds", "Arrived to inputs, by request")
         self._wait = histogram("admission_wait_seconds", "Ready on this rank to claimed")
@@ -201,7 +201,7 @@ class RankMetrics(NoRankMetrics):
             wall, cpu = self._began
             wall_share = (time.monotonic() - wall) / len(requests)
             cpu_share = (time.thread_time() - cpu) / len(requests)
-            self._unwritten.extend((wall_share + lane, cpu_share, waited) for waited, lane in requests)
+            self._unwritten.extend((wall_share + helper, cpu_share, waited) for waited, helper in requests)
 
     def materialized(self, seconds: float) -> None:
         """Observed as it is."""

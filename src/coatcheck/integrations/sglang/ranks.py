@@ -133,7 +133,7 @@ class _Refusal(MMInputsProcessError, frozen=True):  # type: ignore[call-arg, mis
 
 
 class RankSide:
-    """One scheduler's. Made on its thread when its model is loaded; its lane is a thread of its own."""
+    """One scheduler's. Made on its thread when its model is loaded; its helper is a thread of its own."""
 
     def __init__(self, scheduler: Any) -> None:
         """Raises ConfigError if the model is not one that may be lent read-only memory."""
@@ -155,7 +155,7 @@ class RankSide:
         self._tickets = pull(self._context)
         self._endpoint = PrivateEndpoint(self._tickets)
         self._preparer = TicketPreparer[_Prepared](self._rank, self._prepare, self._report)
-        self._leases: Leases  # the lane's, as is what follows
+        self._leases: Leases  # the helper thread's, as is what follows
         self._reports: zmq.Socket[bytes]
         self.facts = Facts(
             tickets=self._endpoint.address,
@@ -168,7 +168,7 @@ class RankSide:
             # Of one server its tokenizer's process and its entry rank know the same socket; other ranks have none.
             server=_endpoint(scheduler.request_receiver.recv_from_tokenizer),
         )
-        threading.Thread(target=self._serve, name="coatcheck-lane", daemon=True).start()
+        threading.Thread(target=self._serve, name="coatcheck-help", daemon=True).start()
 
     def receive(self, arrived: list[Any]) -> None:
         """What ``recv_requests`` has received: claims become inputs."""
@@ -179,7 +179,7 @@ class RankSide:
     # ------------------------------------------------------------------ the scheduler's thread
 
     def _claim(self, request: Any) -> tuple[float, float] | None:
-        """Seconds for which the inputs have lain ready, and those that the lane worked on them.
+        """Seconds for which the inputs have lain ready, and those that the helper thread worked on them.
 
         None: there are none, and the request fails.
         """
@@ -191,10 +191,10 @@ class RankSide:
         request.mm_inputs = prepared.inputs
         return waited_s, prepared.cpu_s
 
-    # ------------------------------------------------------------------ the lane
+    # ------------------------------------------------------------------ the helper thread
 
     def _serve(self) -> None:
-        set_name("coatcheck-lane")
+        set_name("coatcheck-help")
         attached = False
         undo = contextlib.ExitStack()  # of what attaching took
         while True:

@@ -50,8 +50,8 @@ VARIABLES = (
         WORKERS,
         AUTO,
         f"{AUTO}, or whole numbers, 1 to {_MOST_WORKERS}",
-        "processes that decode and resize images in mode whole; auto: the cores, less one for each rank and one more, "
-        "but at most 8",
+        "processes that decode and resize images in mode whole; auto: the number of cores minus the number of ranks "
+        "minus 1, between 1 and 8",
     ),
     Variable(
         SHARE,
