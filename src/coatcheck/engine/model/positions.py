@@ -1,8 +1,9 @@
 """M-RoPE positions (Qwen2-VL, arXiv:2409.12191, section 2.1; absolute time as in Qwen2.5-VL, arXiv:2502.13923).
 
 The same as the model's ``get_rope_index`` (``tests/engine/model/test_positions.py`` compares them), which walks over
-every token in Python: on a scheduler's thread that would be most of what a request's inputs cost. Text behind a video goes on
-behind the larger edge of its frames, as in transformers 5; transformers 4 went on behind its time too, if that is more.
+every token in Python: on a scheduler's thread that would be most of what a request's inputs cost. Text behind a video
+goes on behind the larger edge of its frames, as in transformers 5; transformers 4 went on behind its time
+too, if that is more.
 """
 
 from __future__ import annotations

@@ -172,8 +172,8 @@ class RankMetrics(NoRankMetrics):
 
     A request's *stall* is the plugin's part of the ``recv_requests`` that hands it on, on the scheduler's thread, and
     the CPU time of the helper thread that prepared it: so long, at most, the scheduler's thread has waited for the
-    interpreter's lock meanwhile. What SGLang's own part takes is not in it. Requests that are handed on at once have an equal share
-    of the first part, so that all stalls add up to at least the scheduler's time lost.
+    interpreter's lock meanwhile. What SGLang's own part takes is not in it. Requests that are handed on at once have
+    an equal share of the first part, so that all stalls add up to at least the scheduler's time lost.
     """
 
     def __init__(self, rank: int, registry: CollectorRegistry | None = None) -> None:
