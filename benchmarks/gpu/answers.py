@@ -3,10 +3,10 @@
 ``python -m benchmarks.gpu.answers --model DIR --out FILE.json`` starts two servers side by side, SGLang as installed
 and SGLang with the plugin in an arena of ``--arena-mib`` whose freed blocks are overwritten, and says:
 
-* *features*: how far those of SGLang's processor, as this server has it (on CUDA: on the GPU), are from the worker's;
-* *tokens*: of ``--questions`` held-out questions, asked one at a time, how many answers have the same tokens on both;
+* *features*: how far those of SGLang's processor, as this server has it (on CUDA: on the GPU), are from the worker's.
+* *tokens*: of ``--questions`` held-out questions, asked one at a time, how many answers have the same tokens on both.
 * *soak*: of ``--soak`` questions about as many pictures, asked by ``--clients`` at once, how many were answered
-  rightly; beside it what the server without the plugin answers rightly of the first tenth of them.
+  rightly. Beside it what the server without the plugin answers rightly of the first tenth of them.
 """
 
 from __future__ import annotations

@@ -27,7 +27,6 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from coatcheck import process
@@ -161,9 +160,6 @@ def serve(run: Callable[[str], None]) -> NoReturn:
 
     No other thread may run by then: a child would have its locks, and not the thread.
     """
-    names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
-    if len(names) > 1:  # seen with torch for CUDA: 2
-        log.info("threads run in a process that forks: %s", ", ".join(names))
     signal.signal(signal.SIGCHLD, _reap)
     gc.collect()
     gc.freeze()  # the collector would write to every object, and so copy the page

@@ -1,9 +1,9 @@
 """An image's pixels as mode ``whole`` has them: uint8 in the arena, an item's feature until the model asks for it.
 
 SGLang's own features are float32, normalized, every frame twice: eight times the bytes. What is here stands in their
-place in ``MultimodalDataItem.feature``, and is widened to their very bits: on a rank in the moment in which its model
-encodes the item, on the model's device and in its dtype; in the tokenizer's process if the request has to take SGLang's
-own way after all.
+place in ``MultimodalDataItem.feature``, and is widened to their very bits. A rank does that in the moment in which its
+model encodes the item, on the model's device and in its dtype. The tokenizer's process does it if the request has to
+take SGLang's own way after all.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ VARIABLES = (
         MODE,
         "whole",
         " or ".join(MODES),
-        "whole: workers decode and resize images, where the model is of the Qwen-VL family; what they do not take, and "
-        "carry: SGLang's own processor makes the features, and the plugin carries them",
+        "whole: workers decode and resize the images of models of the Qwen-VL family. carry, and what workers do not "
+        "take: SGLang's own processor makes the features, and the plugin carries them",
     ),
     Variable(
         WORKERS,

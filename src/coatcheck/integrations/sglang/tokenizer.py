@@ -124,7 +124,6 @@ class TokenizerSide:
 
     def __init__(self, manager: Any, opening: Opening) -> None:
         self._manager, self._opening, self._share = manager, opening, opening.settings.share
-        self._whole: Whole | None = None
         self._begun = not opening.whole  # the workers' start, or there are none
         self.processed = Counter[Taken]()  # requests with media in mode whole
         self.counts = Counter[Way]()  # requests with inputs, by how they went: carried, or why not
@@ -158,8 +157,8 @@ class TokenizerSide:
             return
         processor, workers = self._manager.mm_processor, self._opening.settings.workers
         try:
-            self._whole = await asyncio.to_thread(Whole, processor, owner, self._opening.ranks, workers, self._share)
-            self._whole.wrap(self._processed)
+            whole = await asyncio.to_thread(Whole, processor, owner, self._opening.ranks, workers, self._share)
+            whole.wrap(self._processed)  # the processor keeps it
         except ConfigError as error:
             log.info("coatcheck carries what SGLang's processor makes (mode carry): %s", error)
         except Exception:  # ours, whatever it is
@@ -167,10 +166,7 @@ class TokenizerSide:
 
     def _processed(self, how: Taken) -> None:
         self.processed[how] += 1
-        try:
-            self._metrics.taken(how)
-        except Exception:
-            self._say("metrics", logging.ERROR, "coatcheck's metrics could not be written", exc_info=True)
+        self._write(self._metrics.taken, how)
 
     async def check_in(self, request: Any) -> tuple[Any, Ticket | None]:
         """The request as it is to be sent, and its ticket; the request itself and None if it goes SGLang's own way.
@@ -180,7 +176,8 @@ class TokenizerSide:
         inputs, owner = request.mm_inputs, self.owner
         if not isinstance(inputs, MultimodalProcessorOutput) or not inputs.mm_items:
             return request, None
-        if not stored(inputs) and not in_share(request.rid, self._share):  # else that was decided before
+        images = stored(inputs)
+        if not images and not in_share(request.rid, self._share):  # else that was decided before
             return self._aside(request, "not in the share")
         if owner is None:
             return self._aside(request, "not attached")
@@ -189,7 +186,6 @@ class TokenizerSide:
         if getattr(request, "session_params", None) is not None:  # its features outlive it, and would be copied
             return self._aside(request, "session")
         try:
-            images = stored(inputs)
             if images:
                 ticket = await owner.check_in_stored(images, partial(pack, inputs, images))
             else:
@@ -221,9 +217,13 @@ class TokenizerSide:
 
     def _went(self, way: Way) -> None:
         self.counts[way] += 1
+        self._write(self._metrics.went, way)
+
+    def _write(self, metric: Callable[[Any], None], value: Any) -> None:
+        """What is counted is on its way: who fails here loses its ticket, or its images."""
         try:
-            self._metrics.went(way)
-        except Exception:  # what is counted is on its way: who fails here loses its ticket
+            metric(value)
+        except Exception:
             self._say("metrics", logging.ERROR, "coatcheck's metrics could not be written", exc_info=True)
 
     async def send(self, requests: Sequence[Any], send: Callable[[list[Any]], Awaitable[None]]) -> None:

@@ -141,11 +141,6 @@ class Whole:
 
         self._processor.process_mm_data_async = process_mm_data_async
 
-    @property
-    def workers(self) -> tuple[int, ...]:
-        """Their process ids."""
-        return self._intake.pids()
-
     async def _process(self, image_data: Any, prompt: Any, request: Any) -> MultimodalProcessorOutput:
         """Raises NotTaken."""
         if not in_share(request.rid, self._share):
